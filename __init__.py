@@ -1,0 +1,7 @@
+"""attnzoo: efficient-attention vision backbones as timm models."""
+
+from . import kernels, layers, zoo
+from ._version import __version__
+from .weights import convert_checkpoint
+
+__all__ = ["__version__", "convert_checkpoint", "kernels", "layers", "zoo"]

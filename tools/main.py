@@ -1,0 +1,60 @@
+"""The ``attnzoo`` command: finds the subcommand, runs it and turns its errors into one line."""
+
+import argparse
+import ast
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._version import __version__
+from .cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, HelpFormatter
+
+COMMANDS = ("list", "info", "eval", "train", "weights", "demo")
+
+
+def _summary(command: str) -> str:
+    """First line of a subcommand's docstring, read without importing it (torch takes seconds)."""
+    source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser for all subcommands; only ``command`` gets its own options, since that imports it."""
+    parser = argparse.ArgumentParser("attnzoo", description="Efficient-attention vision backbones.")
+    parser.add_argument("--version", action="version", version=f"attnzoo {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        summary = _summary(name)
+        sub = subparsers.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        if name == command:
+            importlib.import_module(f".{name}", __package__).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in argv if not word.startswith("-")), None)
+    try:
+        args = build_parser(command).parse_args(argv)
+        return importlib.import_module(f".{args.command}", __package__).run(args)
+    except KeyboardInterrupt:
+        print("attnzoo: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        if _is_internal(error):
+            raise
+        print(f"attnzoo {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _is_internal(error: Exception) -> bool:
+    """Whether an error is ours to mend: only errors of the package's own types are the user's."""
+    from ..weights import CheckpointError
+    from .cli import UserError
+
+    return not isinstance(error, (UserError, CheckpointError))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
