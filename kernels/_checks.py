@@ -1,0 +1,66 @@
+"""Argument checks that the ops share: each error names the argument and its value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence[int], layout: str) -> None:
+    """Checks that q, k, v are floating-point tensors of one dtype and device, equal but for v's last axis.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or different dtypes.
+        ValueError: wrong rank, shapes that do not match, an empty head axis, or different devices.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        if x.ndim not in ranks:
+            raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype} but q has {q.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} but q is on {q.device}")
+    if k.shape != q.shape:
+        raise ValueError(f"k must have q's shape {tuple(q.shape)}, got {tuple(k.shape)}")
+    if v.shape[:-1] != q.shape[:-1]:
+        raise ValueError(f"v must have q's shape {tuple(q.shape)} but for the last axis, got {tuple(v.shape)}")
+    if q.shape[-1] == 0 or q.shape[-2] == 0:
+        raise ValueError(f"q needs at least one head and one channel, got shape {tuple(q.shape)}")
+
+
+def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """``value`` as one int per axis.
+
+    Raises:
+        TypeError: not an int nor a sequence of ints.
+        ValueError: a sequence of another length.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in values):
+        raise TypeError(f"{name} must be an int or one int per axis, got {value!r}")
+    if len(values) != axes:
+        raise ValueError(f"{name} must be one int or {axes} of them, got {value!r}")
+    return values
+
+
+def checked_scale(scale: float | None, default: float) -> float:
+    """``scale``, or ``default`` where it is None.
+
+    Raises:
+        TypeError: not a number.
+    """
+    if scale is None:
+        return default
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
+        raise TypeError(f"scale must be a number or None, got {scale!r}")
+    return float(scale)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores and softmax: float32, or float64 for float64 inputs."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

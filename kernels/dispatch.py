@@ -1,0 +1,160 @@
+"""Which implementation of an op runs: ``triton`` where it can, else ``torch``, else ``reference``.
+
+An op is one :class:`Op`: a function that checks the arguments of the public function and returns them in the form
+that every implementation takes, and up to three implementations. All decisions are plain Python on shapes, dtypes
+and devices, so that ``torch.compile`` and ``torch.export`` trace through them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+
+BACKENDS = ("triton", "torch", "reference")
+ENVIRONMENT_VARIABLE = "ATTNZOO_BACKEND"
+
+_forced: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
+_ops: dict[str, Op] = {}
+
+
+def _always(*args: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """``run(*args)`` computes the op; ``can_run(*args)`` is None where it can, else the reason why not."""
+
+    run: Callable[..., Any]
+    can_run: Callable[..., str | None] = _always
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What :func:`explain` found: the implementation that runs (None: no one), and why the others do not."""
+
+    op: str
+    chosen: str | None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.chosen or 'nothing'} runs"]
+        lines += [f"  {name}: {reason}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+class Op:
+    """An op with its implementations.
+
+    Args:
+        name: name of the public function.
+        prepare: has the public function's signature; checks the arguments and returns the tuple that every
+            implementation is called with.
+        implementations: by backend name; ``reference`` must be there and run whatever ``prepare`` lets through.
+    """
+
+    def __init__(self, name: str, prepare: Callable[..., tuple], **implementations: Implementation) -> None:
+        self.name = name
+        self.prepare = prepare
+        self.implementations = implementations
+        _ops[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = self.prepare(*args, **kwargs)
+        return self.implementations[self._choose(prepared)].run(*prepared)
+
+    def why_not(self, backend: str, prepared: tuple) -> str | None:
+        """The reason why ``backend`` cannot run on the prepared arguments, or None."""
+        if backend not in self.implementations:
+            return f"{self.name} has no {backend} implementation"
+        return self.implementations[backend].can_run(*prepared)
+
+    def _choose(self, prepared: tuple) -> str:
+        forced = get_backend()
+        if forced is not None:
+            reason = self.why_not(forced, prepared)
+            if reason is not None:
+                raise RuntimeError(f"{self.name}: the backend {forced!r} was asked for and cannot run: {reason}")
+            return forced
+        for backend in BACKENDS:
+            if self.why_not(backend, prepared) is None:
+                return backend
+        return "reference"
+
+
+def _checked_backend(name: object, origin: str) -> str | None:
+    if name is None or name in BACKENDS:
+        return name
+    raise ValueError(f"{origin} is {name!r}; known backends: {', '.join(map(repr, BACKENDS))}")
+
+
+class use_backend:
+    """Forces one implementation for every op, or with None lets each op choose again.
+
+    Called, it sets the backend from there on; as a context manager it also restores the one before. The setting
+    holds for the whole process, all threads. A forced backend that cannot run is an error, never a silent fallback.
+
+    Args:
+        name: ``"triton"``, ``"torch"``, ``"reference"`` or None.
+
+    Raises:
+        ValueError: no such backend.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _forced
+        name = _checked_backend(name, "use_backend's name")
+        self._previous = _forced
+        _forced = name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def get_backend() -> str | None:
+    """The forced backend, or None where each op chooses.
+
+    Raises:
+        ValueError: ATTNZOO_BACKEND names no backend.
+    """
+    return _checked_backend(_forced, ENVIRONMENT_VARIABLE)
+
+
+def explain(op: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:
+    """Says which implementation ``op(*args, **kwargs)`` would run and why the others do not; runs nothing.
+
+    Args:
+        op: a public function of ``attnzoo.kernels``.
+
+    Raises:
+        TypeError: ``op`` is not such a function.
+        ValueError: whatever ``op`` itself raises for these arguments, or a bad ATTNZOO_BACKEND.
+    """
+    entry = _ops.get(getattr(op, "__name__", ""))
+    if entry is None:
+        raise TypeError(f"explain takes one of {', '.join(sorted(_ops))}, not {op!r}")
+    call = inspect.signature(entry.prepare).bind(*args, **kwargs)
+    prepared = entry.prepare(*call.args, **call.kwargs)
+    refused = {backend: reason for backend in BACKENDS if (reason := entry.why_not(backend, prepared)) is not None}
+    able = [backend for backend in BACKENDS if backend not in refused]
+    forced = get_backend()
+    if forced is not None:
+        chosen = forced if forced in able else None
+        rest = f"{forced} is forced"
+    else:
+        chosen = able[0]
+        rest = f"can run; {chosen} comes first"
+    reasons = {backend: refused.get(backend, rest) for backend in BACKENDS if backend != chosen}
+    return Explanation(entry.name, chosen, reasons)

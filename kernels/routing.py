@@ -1,0 +1,113 @@
+"""Bi-level routing attention: each region of the map attends to the regions it has most in common with.
+
+Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", arXiv:2303.08810, equations 2 to 6 and
+algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
+from .dispatch import Implementation, Op
+
+
+def bi_level_routing_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_regions: int | Sequence[int],
+    topk: int,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Softmax attention of the tokens of each region to those of its ``topk`` best regions.
+
+    The map is cut into rows x cols regions. A region's descriptors are the means of its queries and of its keys, all
+    heads joined and detached; region a is routed to the topk regions b with the largest ``scale * mean_q[a] .
+    mean_k[b]``, one choice for all heads, without gradient. Each token then attends to all tokens of those regions.
+    Descriptors, scores and softmax are float32 (float64 for float64 inputs).
+
+    Args:
+        q: queries ``[B, H, W, heads, D]``; float16, bfloat16, float32 or float64.
+        k: keys, of q's shape and dtype.
+        v: values ``[B, H, W, heads, Dv]`` of q's dtype.
+        num_regions: regions along each axis, one number or (rows, cols); H and W are multiples.
+        topk: regions that each region attends to, from 1 to rows * cols.
+        scale: factor of the scores; default ``(heads * D) ** -0.5``, the published one: the full width's, not the
+            head's.
+
+    Returns:
+        ``[B, H, W, heads, Dv]`` of q's dtype.
+
+    Raises:
+        TypeError: no tensors, not floating point, different dtypes, or counts that are no ints.
+        ValueError: wrong ranks, shapes that do not match, different devices, H or W no multiple of the regions, or
+            topk out of range.
+    """
+    return _op(q, k, v, num_regions, topk, scale=scale)
+
+
+def _prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    num_regions: int | Sequence[int],
+    topk: int,
+    *,
+    scale: float | None = None,
+) -> tuple:
+    check_qkv(q, k, v, (5,), "[B, H, W, heads, D]")
+    height, width, heads, channels = q.shape[1:]
+    rows, cols = per_axis("num_regions", num_regions, 2)
+    if rows < 1 or cols < 1:
+        raise ValueError(f"num_regions must be at least 1, got {num_regions!r}")
+    if height == 0 or width == 0 or height % rows or width % cols:
+        raise ValueError(f"H and W must be multiples of num_regions {(rows, cols)}, got {(height, width)}")
+    (topk,) = per_axis("topk", topk, 1)
+    if not 1 <= topk <= rows * cols:
+        raise ValueError(f"topk must be from 1 to {rows * cols}, the number of regions, got {topk}")
+    return q, k, v, (rows, cols), topk, checked_scale(scale, (heads * channels) ** -0.5)
+
+
+def _to_regions(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
+    """``[B, H, W, heads, D]`` → ``[B, regions, tokens of a region, heads, D]``."""
+    batch, height, width, heads, channels = x.shape
+    rows, cols = regions
+    x = x.reshape(batch, rows, height // rows, cols, width // cols, heads, channels)
+    return x.transpose(2, 3).reshape(batch, rows * cols, -1, heads, channels)
+
+
+def _from_regions(x: torch.Tensor, regions: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """Undoes :func:`_to_regions` for a map of ``size`` (H, W)."""
+    (rows, cols), (height, width) = regions, size
+    batch, heads, channels = x.shape[0], x.shape[3], x.shape[4]
+    x = x.reshape(batch, rows, cols, height // rows, width // cols, heads, channels)
+    return x.transpose(2, 3).reshape(batch, height, width, heads, channels)
+
+
+@torch.no_grad()
+def _route(q: torch.Tensor, k: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
+    """Indices ``[B, regions, topk]`` of the regions that each region attends to; q, k as regions."""
+    dtype = compute_dtype(q.dtype)
+    query, key = (x.mean(2, dtype=dtype).flatten(2) for x in (q, k))
+    return ((query * scale) @ key.transpose(1, 2)).topk(topk).indices
+
+
+def _reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
+) -> torch.Tensor:
+    """The definition: gathers the keys and values of the chosen regions."""
+    dtype, size = compute_dtype(q.dtype), (q.shape[1], q.shape[2])
+    q_regions, k_regions, v_regions = (_to_regions(x, regions) for x in (q, k, v))
+    chosen = _route(q_regions, k_regions, topk, scale)
+    image = torch.arange(q.shape[0], device=q.device)[:, None, None]
+    keys, values = (x[image, chosen].flatten(2, 3).to(dtype) for x in (k_regions, v_regions))
+    scores = torch.einsum("bpqhd,bpkhd->bphqk", q_regions.to(dtype) * scale, keys)
+    out = torch.einsum("bphqk,bpkhd->bpqhd", scores.softmax(-1), values)
+    return _from_regions(out.to(q.dtype), regions, size)
+
+
+_op = Op("bi_level_routing_attention", _prepare, reference=Implementation(_reference))
