@@ -2,5 +2,7 @@
 
 from . import biformer, nat, nat_isotropic
 from ._builder import list_models
+from ._plain import Plain
+from ._pyramid import Pyramid
 
-__all__ = ["biformer", "list_models", "nat", "nat_isotropic"]
+__all__ = ["Plain", "Pyramid", "biformer", "list_models", "nat", "nat_isotropic"]

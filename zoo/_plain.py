@@ -1,7 +1,8 @@
 """What timm asks of a model of one resolution, written once: a family adds its stem, blocks and norm."""
 
 import torch
-from timm.models import checkpoint_seq, feature_take_indices
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ._pyramid import Backbone

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from timm.layers import SelectAdaptivePool2d
-from timm.models import checkpoint_seq, feature_take_indices
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..weights import convert_checkpoint

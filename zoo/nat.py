@@ -180,11 +180,11 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> Neighborho
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return cfg(crop_pct=0.875, first_conv="stem.conv1", paper_ids="arXiv:2204.07143", **kwargs)
+    return cfg(first_conv="stem.conv1", paper_ids="arXiv:2204.07143", **{"crop_pct": 0.875, **kwargs})
 
 
 def _cfg_384(**kwargs: Any) -> dict[str, Any]:
-    return _cfg(input_size=(3, 384, 384), pool_size=(12, 12), **{"crop_pct": 1.0, **kwargs})
+    return _cfg(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, **kwargs)
 
 
 default_cfgs = published_cfgs(
