@@ -3,5 +3,6 @@
 from . import kernels, layers, zoo
 from ._version import __version__
 from .weights import convert_checkpoint
+from .zoo import Backbone
 
-__all__ = ["__version__", "convert_checkpoint", "kernels", "layers", "zoo"]
+__all__ = ["Backbone", "__version__", "convert_checkpoint", "kernels", "layers", "zoo"]

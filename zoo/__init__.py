@@ -4,5 +4,6 @@ from . import biformer, nat, nat_isotropic
 from ._builder import list_models
 from ._plain import Plain
 from ._pyramid import Pyramid
+from .dense import Backbone
 
-__all__ = ["Plain", "Pyramid", "biformer", "list_models", "nat", "nat_isotropic"]
+__all__ = ["Backbone", "Plain", "Pyramid", "biformer", "list_models", "nat", "nat_isotropic"]

@@ -43,6 +43,7 @@ class Backbone(nn.Module):
 
     output_fmt = "NCHW"
     no_decay_leaves: tuple[str, ...] = ()
+    out_norm_eps = 1e-6
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As ``nn.Module``'s, and published checkpoints are converted on the way (see ``convert_checkpoint``)."""

@@ -100,6 +100,7 @@ class NeighborhoodTransformer(Pyramid):
 
     output_fmt = "NHWC"
     no_decay_leaves = ("rel_pos_bias",)
+    out_norm_eps = 1e-5
 
     def __init__(
         self,
