@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
+from ._neighborhood_tiles import tiled_attention
 from .dispatch import Implementation, Op
 
 
@@ -137,4 +138,9 @@ def _reference(
     return out.to(q.dtype).unflatten(1, space)
 
 
-_op = Op("neighborhood_attention", _prepare, reference=Implementation(_reference))
+_op = Op(
+    "neighborhood_attention",
+    _prepare,
+    torch=Implementation(tiled_attention),
+    reference=Implementation(_reference),
+)
