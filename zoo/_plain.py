@@ -41,6 +41,10 @@ class Plain(Backbone):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    def _embed(self, x: Tensor) -> Tensor:
+        """The image as the blocks' input; a model with class tokens or a position embedding adds them here."""
+        return self.stem(x)
+
     def _run(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.stages, x)
@@ -48,7 +52,7 @@ class Plain(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] → the last block's normalised output, unpooled."""
-        return self.norm(self._run(self.stem(x)))
+        return self.norm(self._run(self._embed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Final features → logits [B, num_classes], or the pooled features the classifier would read."""
@@ -89,7 +93,7 @@ class Plain(Backbone):
             raise ValueError(f"output_fmt is {output_fmt!r}; 'NCHW', 'NHWC' and 'NLC' work")
         take, last = feature_take_indices(len(self.stages), indices)
         grid = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
-        x = self.stem(x)
+        x = self._embed(x)
         outputs = []
         for i, block in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = block(x)
