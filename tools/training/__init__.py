@@ -1,0 +1,1 @@
+"""Classification training: recipe, data, loop, checkpoints and logs, behind ``attnzoo train``."""
