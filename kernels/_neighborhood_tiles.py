@@ -31,10 +31,8 @@ def tiled_attention(
     """The ``torch`` implementation of :func:`.neighborhood.neighborhood_attention`."""
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
-    if torch.compiler.is_compiling():
-        return _attend(q, k, v, problem, masks, scale)
-    images = _images_per_chunk(k, v, problem)
-    if q.device.type != "cpu" or images >= q.shape[0]:
+    images = q.shape[0] if torch.compiler.is_compiling() else _images_per_chunk(k, v, problem)
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or images >= q.shape[0]:
         return _attend(q, k, v, problem, masks, scale)
     chunks = zip(*(x.split(images) for x in (q, k, v)), strict=True)
     return torch.cat([_attend(*chunk, problem, masks, scale) for chunk in chunks])
@@ -55,35 +53,49 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of all tiles of a batch; tiles are ``[tiles, B, positions, heads, D]``."""
     plan, batch = tile_plan(*problem), q.shape[0]
-    query, key, value = (_gather(x, _table(problem, name, q)) for x, name in ((q, "queries"), (k, "keys"), (v, "keys")))
-    parts = []
-    first = 0
-    for count, mask in zip(plan.counts, masks.unbind(), strict=True):
-        tiles = slice(first, first + count)
-        first += count
-        part = F.scaled_dot_product_attention(
-            *(x[tiles].flatten(0, 1).transpose(1, 2) for x in (query, key, value)),
-            attn_mask=mask[None].expand(-1, q.shape[-2], -1, -1),
-            scale=scale,
-        )
-        parts.append(part.transpose(1, 2))
-    rows = torch.cat(parts).flatten(0, 1).flatten(1)
+    query, key, value = (
+        _gather(x, _table(problem, name, q)).split(plan.counts)
+        for x, name in ((q, "queries"), (k, "keys"), (v, "keys"))
+    )
+    parts = [
+        _masked_attention(*(x.flatten(0, 1).transpose(1, 2) for x in tiles), mask, scale).transpose(1, 2)
+        for *tiles, mask in zip(query, key, value, masks, strict=True)
+    ]
+    rows = (torch.cat(parts) if len(parts) > 1 else parts[0]).flatten(2).flatten(0, 1)
     # Row of position p of image b: its tile's first row for this image, plus its slot.
     slots = plan.queries.shape[1]
-    image = torch.arange(batch, device=q.device)[:, None] * slots
-    order = _table(problem, "tile", q) * (slots * batch) + image + _table(problem, "slot", q)
+    order = _each_image(_table(problem, "tile", q) * (slots * batch) + _table(problem, "slot", q), batch, slots, 0)
     out = rows.index_select(0, order.flatten())
     return out.view(batch, *problem[0], q.shape[-2], v.shape[-1])
+
+
+def _masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention ``[N, heads, n, D]`` under a mask ``[heads or 1, n, m]``."""
+    if mask.requires_grad and mask.dtype == q.dtype:
+        # PyTorch has no fused kernel with a mask's gradient, and its unfused one checks for rows without a key.
+        return ((q * scale) @ k.transpose(-1, -2) + mask).softmax(-1) @ v
+    mask = mask[None].expand(-1, q.shape[1], -1, -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Rows ``[tiles, n]`` of the maps x ``[B, *space, heads, D]`` → ``[tiles, B, n, heads, D]``."""
     batch, heads, channels = x.shape[0], x.shape[-2], x.shape[-1]
     tokens = x.shape[1:-2].numel()
-    image = torch.arange(batch, device=x.device)[None, :, None] * tokens
+    index = _each_image(index, batch, tokens, 1)
     # One row of all heads at a time: PyTorch copies rows of a contiguous matrix about four times as fast.
-    rows = x.reshape(batch * tokens, heads * channels).index_select(0, (index[:, None] + image).flatten())
-    return rows.view(index.shape[0], batch, index.shape[1], heads, channels)
+    rows = x.reshape(batch * tokens, heads * channels).index_select(0, index.flatten())
+    return rows.view(index.shape[0], batch, index.shape[-1], heads, channels)
+
+
+def _each_image(index: torch.Tensor, batch: int, step: int, axis: int) -> torch.Tensor:
+    """``index`` of the first image → of every image, ``step`` apart along a new ``axis``."""
+    index = index.unsqueeze(axis)
+    if batch == 1 and not torch.compiler.is_compiling():
+        return index
+    return index + torch.arange(batch, device=index.device)[:, None] * step
 
 
 def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> torch.Tensor:
@@ -102,7 +114,7 @@ def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> tor
     table = table.reshape(-1, *sizes)
     classes, queries, keys = (range(first, 1 + 3 * axes, 3) for first in (1, 2, 3))
     table = table.permute(*classes, 0, *queries, *keys)
-    return table.flatten(axes + 1 + axes).flatten(axes + 1, 2 * axes).flatten(0, axes - 1)
+    return table.flatten(2 * axes + 1).flatten(axes + 1, 2 * axes).flatten(0, axes - 1)
 
 
 def _table(problem: tuple, name: str, like: torch.Tensor) -> torch.Tensor:

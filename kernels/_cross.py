@@ -1,0 +1,38 @@
+"""Argument checks of the ops in which queries and keys are different sets of tokens."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_cross_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, same_heads: bool = True) -> None:
+    """Checks q ``[B, N, heads, D]`` against k ``[B, M, heads, D]`` and v ``[B, M, heads, Dv]``.
+
+    Args:
+        same_heads: k and v have q's number of heads; else only the same number as each other.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or different dtypes.
+        ValueError: wrong rank, shapes that do not match, no head, no channel, no key, or different devices.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [B, tokens, heads, D], got shape {tuple(x.shape)}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype} but q has {q.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} but q is on {q.device}")
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise ValueError(f"k must have q's batch and channels {tuple(q.shape)}, got {tuple(k.shape)}")
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"v must have k's shape {tuple(k.shape)} but for the last axis, got {tuple(v.shape)}")
+    if same_heads and k.shape[2] != q.shape[2]:
+        raise ValueError(f"k must have q's {q.shape[2]} heads, got shape {tuple(k.shape)}")
+    if 0 in (q.shape[2], q.shape[3], k.shape[1], k.shape[2]):
+        raise ValueError(
+            f"attention needs a head, a channel and a key, got q {tuple(q.shape)} and k {tuple(k.shape)}"
+        )
