@@ -1,10 +1,12 @@
 """Functional attention ops: each with its definition, a fast PyTorch form, and one place that chooses."""
 
+from .agent import agent_attention
 from .dispatch import explain, get_backend, use_backend
 from .neighborhood import neighborhood_attention
 from .routing import bi_level_routing_attention
 
 __all__ = [
+    "agent_attention",
     "bi_level_routing_attention",
     "explain",
     "get_backend",

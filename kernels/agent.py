@@ -1,0 +1,142 @@
+"""Agent attention: a few agent tokens gather the values and hand them on to the queries, linear in the tokens.
+
+Han et al., "Agent Attention: On the Integration of Softmax and Linear Attention", arXiv:2312.08874, equations 4 to 6.
+There is no Triton implementation: the two scaled-dot-product attentions of the ``torch`` form already move only 1.0 to
+1.7 times the bytes that the op has to.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ._checks import check_qkv, checked_scale, compute_dtype
+from .dispatch import Implementation, Op
+
+
+def agent_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    agent: torch.Tensor,
+    *,
+    agent_bias: torch.Tensor | None = None,
+    query_bias: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Softmax attention of the agents to the tokens, then of the tokens to the agents.
+
+    For each head, with agents A,
+
+        out = softmax(scale * q A^T + query_bias) softmax(scale * A k^T + agent_bias) v
+
+    The biases are not scaled. Scores and softmax are float32 (float64 for float64 inputs).
+
+    Args:
+        q: queries ``[B, N, heads, D]``; float16, bfloat16, float32 or float64.
+        k: keys, of q's shape and dtype.
+        v: values ``[B, N, heads, Dv]`` of q's dtype.
+        agent: agent tokens ``[B, n, heads, D]`` of q's dtype, n at least 1.
+        agent_bias: added to the scores of agents and keys; broadcasts to ``[B, heads, n, N]``, any floating-point
+            dtype.
+        query_bias: added to the scores of queries and agents; broadcasts to ``[B, heads, N, n]``, any floating-point
+            dtype.
+        scale: factor of both scores; default ``D ** -0.5``.
+
+    Returns:
+        ``[B, N, heads, Dv]`` of q's dtype.
+
+    Raises:
+        TypeError: no tensors, not floating point, or different dtypes.
+        ValueError: wrong ranks, shapes that do not match or broadcast, different devices, or no agents.
+    """
+    return _op(q, k, v, agent, agent_bias=agent_bias, query_bias=query_bias, scale=scale)
+
+
+def _prepare(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    agent: torch.Tensor,
+    *,
+    agent_bias: torch.Tensor | None = None,
+    query_bias: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> tuple:
+    check_qkv(q, k, v, (4,), "[B, N, heads, D]")
+    batch, tokens, heads, channels = q.shape
+    _check_tensor("agent", agent, q.device)
+    if agent.dtype != q.dtype:
+        raise TypeError(f"agent has dtype {agent.dtype} but q has {q.dtype}")
+    if agent.ndim != 4 or agent.shape[0] != batch or agent.shape[2:] != q.shape[2:]:
+        raise ValueError(f"agent must be {(batch, 'n', heads, channels)}, got shape {tuple(agent.shape)}")
+    agents = agent.shape[1]
+    if agents < 1:
+        raise ValueError(f"agent needs at least one token, got shape {tuple(agent.shape)}")
+    for name, bias, shape in (
+        ("agent_bias", agent_bias, (batch, heads, agents, tokens)),
+        ("query_bias", query_bias, (batch, heads, tokens, agents)),
+    ):
+        if bias is not None:
+            _check_bias(name, bias, shape, q.device)
+    return q, k, v, agent, agent_bias, query_bias, checked_scale(scale, channels**-0.5)
+
+
+def _check_tensor(name: str, x: torch.Tensor, device: torch.device) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device} but q is on {device}")
+
+
+def _check_bias(name: str, bias: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    _check_tensor(name, bias, device)
+    trailing = shape[len(shape) - bias.ndim :]
+    if bias.ndim > len(shape) or any(n not in (1, m) for n, m in zip(bias.shape, trailing, strict=True)):
+        raise ValueError(f"{name} must broadcast to {shape}, got shape {tuple(bias.shape)}")
+
+
+def _reference(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    agent: torch.Tensor,
+    agent_bias: torch.Tensor | None,
+    query_bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """The definition: both score matrices written out."""
+    dtype = compute_dtype(q.dtype)
+    queries, keys, values, agents = (x.to(dtype).transpose(1, 2) for x in (q, k, v, agent))
+    gathered = _softmax(scale * agents @ keys.transpose(-2, -1), agent_bias) @ values
+    out = _softmax(scale * queries @ agents.transpose(-2, -1), query_bias) @ gathered
+    return out.transpose(1, 2).to(q.dtype)
+
+
+def _softmax(scores: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(-1)
+
+
+def _torch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    agent: torch.Tensor,
+    agent_bias: torch.Tensor | None,
+    query_bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Two scaled-dot-product attentions, whose biases stay broadcast over the batch."""
+    q, k, v, agent = (x.transpose(1, 2) for x in (q, k, v, agent))
+    gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, q.dtype), scale=scale)
+    return F.scaled_dot_product_attention(q, agent, gathered, _mask(query_bias, q.dtype), scale=scale).transpose(1, 2)
+
+
+def _mask(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """The bias with four axes, as the fused kernels want it."""
+    return None if bias is None else bias.to(dtype)[(None,) * (4 - bias.ndim)]
+
+
+_op = Op("agent_attention", _prepare, torch=Implementation(_torch), reference=Implementation(_reference))
