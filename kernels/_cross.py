@@ -33,6 +33,4 @@ def check_cross_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, same_h
     if same_heads and k.shape[2] != q.shape[2]:
         raise ValueError(f"k must have q's {q.shape[2]} heads, got shape {tuple(k.shape)}")
     if 0 in (q.shape[2], q.shape[3], k.shape[1], k.shape[2]):
-        raise ValueError(
-            f"attention needs a head, a channel and a key, got q {tuple(q.shape)} and k {tuple(k.shape)}"
-        )
+        raise ValueError(f"attention needs a head, a channel and a key, got q {tuple(q.shape)} and k {tuple(k.shape)}")

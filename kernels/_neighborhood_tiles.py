@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from ._checks import compute_dtype
+from ._chunks import in_chunks
 from ._tiles import tile_plan
-
-# Bytes of gathered keys and values that one call works on in eager mode, so that they stay in a core's cache.
-_CHUNK_BYTES = 2**21
 
 
 def tiled_attention(
@@ -31,16 +29,10 @@ def tiled_attention(
     """The ``torch`` implementation of :func:`.neighborhood.neighborhood_attention`."""
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
-    images = q.shape[0] if torch.compiler.is_compiling() else _images_per_chunk(k, v, problem)
-    if torch.compiler.is_compiling() or q.device.type != "cpu" or images >= q.shape[0]:
-        return _attend(q, k, v, problem, masks, scale)
-    chunks = zip(*(x.split(images) for x in (q, k, v)), strict=True)
-    return torch.cat([_attend(*chunk, problem, masks, scale) for chunk in chunks])
-
-
-def _images_per_chunk(k: torch.Tensor, v: torch.Tensor, problem: tuple) -> int:
-    row = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
-    return max(1, _CHUNK_BYTES // (row * tile_plan(*problem).keys.size))
+    row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
+    return in_chunks(
+        lambda *chunk: _attend(*chunk, problem, masks, scale), (q, k, v), tile_plan(*problem).keys.size * row_bytes
+    )
 
 
 def _attend(

@@ -21,6 +21,8 @@ from .dispatch import Implementation, Op
 # shorter one copies more of x; a small window wants a small tile.
 _TILE = 8
 _SMALL_TILE, _SMALL_KERNEL = 4, 7
+# Bytes of matrices that one call works on in eager mode, so that they stay in a core's cache.
+_CHUNK_BYTES = 2**21
 
 
 def dynamic_depthwise_conv(
@@ -114,9 +116,7 @@ def _reference(
     starts = [
         (torch.arange(n, device=x.device) - k // 2).clamp(0, n - k) for n, k in zip(x.shape[1:3], kernel, strict=True)
     ]
-    rows, cols = (
-        start[:, None] + torch.arange(k, device=x.device) for start, k in zip(starts, kernel, strict=True)
-    )
+    rows, cols = (start[:, None] + torch.arange(k, device=x.device) for start, k in zip(starts, kernel, strict=True))
     weight = weight.to(dtype).unflatten(-1, kernel)
     if bias is not None:
         row_offset, col_offset = (
@@ -183,23 +183,50 @@ def _tiled(
     softmax: bool,
 ) -> torch.Tensor:
     """Tiles: the windows' weights are written into matrices [positions, keys] of a tile, which multiply its keys."""
-    height, width = int(x.shape[1]), int(x.shape[2])
-    axes = ((height, kernel[0]), (width, kernel[1]))
-    weight = _weights(weight, kernel, bias, softmax, axes).to(x.dtype)
+    # Heads first is how the layers' products leave the weights, and what softmax and the tiles' products want.
+    weight = weight.permute(0, 3, 1, 2, 4)
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
+        return _aggregate(x, weight, kernel, bias, softmax)
+    rows, cols = (_axis(int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
+    matrix = rows.queries.size * cols.queries.size * rows.keys.shape[1] * cols.keys.shape[1] * x.element_size()
+    heads = max(1, min(x.shape[3], _CHUNK_BYTES // matrix))
+    images = max(1, _CHUNK_BYTES // (matrix * x.shape[3]))
+    biases = (None,) * x.shape[3] if bias is None else bias.split(heads)
+    parts = [
+        torch.cat(
+            [
+                _aggregate(*part, kernel, head_bias, softmax)
+                for *part, head_bias in zip(images_x.split(heads, 3), images_weight.split(heads, 1), biases, strict=False)
+            ],
+            dim=3,
+        )
+        for images_x, images_weight in zip(x.split(images), weight.split(images), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _aggregate(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: tuple[int, int],
+    bias: torch.Tensor | None,
+    softmax: bool,
+) -> torch.Tensor:
+    """x ``[B, H, W, heads, D]`` and weight ``[B, heads, H, W, window]`` → ``[B, H, W, heads, D]``."""
+    axes = tuple((int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
+    weight = _weights(weight, axes, bias, softmax).to(x.dtype)
     rows, cols = (_axis(*axis) for axis in axes)
-    sizes = (*rows.queries.shape, *cols.queries.shape)
-    tiled = len(rows.queries) > 1 or len(cols.queries) > 1
-    if tiled:
-        for dim, (axis, plan) in enumerate(zip(axes, (rows, cols), strict=True)):
-            if plan.queries.size != axis[0]:
-                weight = weight.index_select(2 + dim, _table(*axis, "queries", x.device).flatten())
+    for dim, (axis, plan) in enumerate(zip(axes, (rows, cols), strict=True)):
+        if plan.queries.size != axis[0]:
+            weight = weight.index_select(2 + dim, _table(*axis, "queries", x.device).flatten())
+        if plan.keys.size != axis[0]:
             x = x.index_select(1 + dim, _table(*axis, "keys", x.device).flatten())
-    # [B, heads, tiles of rows, tiles of columns, positions of a tile, window]
-    weight = weight.unflatten(3, sizes[2:]).unflatten(2, sizes[:2]).transpose(3, 4).flatten(4, 5)
+    # [B, heads, tiles of rows, tiles of columns, rows of a tile, columns of a tile, window]
+    weight = weight.unflatten(3, cols.queries.shape).unflatten(2, rows.queries.shape).transpose(3, 4)
     values = x.unflatten(2, cols.keys.shape).unflatten(1, rows.keys.shape).permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5)
-    if values.shape[4] != weight.shape[5]:
+    if values.shape[4] != weight.shape[6]:
         weight = _spread(weight, axes, values.shape[4])
-    out = (weight @ values).unflatten(4, (sizes[1], sizes[3]))
+    out = (weight.flatten(4, 5) @ values).unflatten(4, (rows.queries.shape[1], cols.queries.shape[1]))
     out = out.permute(0, 2, 4, 3, 5, 1, 6).flatten(3, 4).flatten(1, 2)
     for dim, (axis, plan) in enumerate(zip(axes, (rows, cols), strict=True)):
         if plan.queries.size != axis[0]:
@@ -208,29 +235,25 @@ def _tiled(
 
 
 def _weights(
-    weight: torch.Tensor,
-    kernel: tuple[int, int],
-    bias: torch.Tensor | None,
-    softmax: bool,
-    axes: tuple[tuple[int, int], tuple[int, int]],
+    weight: torch.Tensor, axes: tuple[tuple[int, int], ...], bias: torch.Tensor | None, softmax: bool
 ) -> torch.Tensor:
-    """``[B, heads, H, W, window]`` with bias and softmax; heads first is how the layers' products leave them."""
-    weight = weight.permute(0, 3, 1, 2, 4)
+    """``[B, heads, H, W, window]`` with bias and softmax."""
+    dtype = compute_dtype(weight.dtype)
     if bias is not None:
-        windows = bias.to(compute_dtype(weight.dtype)).unfold(1, kernel[0], 1).unfold(2, kernel[1], 1)
-        for dim, axis in enumerate(axes, 1):
-            windows = windows.index_select(dim, _table(*axis, "starts", weight.device))
+        windows = bias.to(dtype)
+        # Two row copies in place of a gather of single elements.
+        for dim, (axis, kernel) in enumerate(((axis, axis[1]) for axis in axes), 1):
+            windows = windows.unfold(dim, kernel, 1).index_select(dim, _table(*axis, "starts", weight.device))
         weight = weight + windows.flatten(3)
-    return weight.softmax(-1, dtype=compute_dtype(weight.dtype)) if softmax else weight
+    return weight.softmax(-1, dtype=dtype) if softmax else weight
 
 
-def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], tuple[int, int]], keys: int) -> torch.Tensor:
-    """Window weights ``[B, heads, n, m, positions, window]`` → ``[..., positions, keys]``, zero outside windows."""
+def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
+    """Window weights ``[..., n, m, T, U, window]`` → ``[..., n, m, T, U, keys]`` of their tile, zero outside windows."""
     rows, cols = (_table(*axis, "slots", weight.device) for axis in axes)
     columns = _axis(*axes[1]).keys.shape[1]
     slots = rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]
-    slots = slots.flatten(4).flatten(2, 3).expand(weight.shape)
-    return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots, weight)
+    return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots.flatten(4).expand(weight.shape), weight)
 
 
 _op = Op("dynamic_depthwise_conv", _prepare, torch=Implementation(_tiled), reference=Implementation(_reference))

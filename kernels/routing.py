@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
+from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
 
@@ -110,4 +112,53 @@ def _reference(
     return _from_regions(out.to(q.dtype), regions, size)
 
 
-_op = Op("bi_level_routing_attention", _prepare, reference=Implementation(_reference))
+def _torch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
+) -> torch.Tensor:
+    """Whole regions copied by index, then fused attention; many small regions under a mask instead."""
+    size, count = (q.shape[1], q.shape[2]), regions[0] * regions[1]
+    tokens = size[0] * size[1] // count
+    # A region of a few queries keeps no fused kernel busy: against a quarter of all keys, all keys are cheaper.
+    masked = topk == count or (tokens <= 8 and 4 * topk >= count)
+    attend = _attend_masked if masked else _attend_gathered
+
+    def attend_maps(*maps: torch.Tensor) -> torch.Tensor:
+        out = attend(*(_to_regions(x, regions) for x in maps), topk, scale)
+        return _from_regions(out, regions, size)
+
+    row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
+    return in_chunks(attend_maps, (q, k, v), (1 if masked else topk) * size[0] * size[1] * row_bytes)
+
+
+def _attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
+    batch, count, tokens, heads, _ = q.shape
+    first = torch.arange(batch, device=q.device)[:, None, None] * count
+    chosen = (_route(q, k, topk, scale) + first).flatten()
+    # One row a region: element-wise gathers, and above all their gradients, cost more than the attention.
+    keys, values = (
+        x.reshape(batch * count, -1).index_select(0, chosen).view(batch * count, topk * tokens, heads, -1)
+        for x in (k, v)
+    )
+    out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q.flatten(0, 1), keys, values)), scale=scale)
+    return out.transpose(1, 2).reshape(batch, count, tokens, heads, -1)
+
+
+def _attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
+    batch, count, tokens, heads, _ = q.shape
+    mask = None
+    if topk < count:
+        mask = torch.full((batch, count, count), float("-inf"), dtype=compute_dtype(q.dtype), device=q.device)
+        mask = mask.scatter(2, _route(q, k, topk, scale), 0.0)
+        mask = mask[:, :, None, :, None].expand(-1, -1, tokens, -1, tokens)
+        mask = mask.reshape(batch, 1, count * tokens, count * tokens).expand(-1, heads, -1, -1)
+    query, key, value = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).reshape(batch, count, tokens, heads, -1)
+
+
+_op = Op(
+    "bi_level_routing_attention",
+    _prepare,
+    torch=Implementation(_torch),
+    reference=Implementation(_reference),
+)

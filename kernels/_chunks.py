@@ -1,0 +1,30 @@
+"""Working through a batch image by image, so that what is gathered stays in a core's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+_CHUNK_BYTES = 2**21
+
+
+def in_chunks(
+    attend: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...], bytes_per_image: int
+) -> torch.Tensor:
+    """``attend(*tensors)``, on a CPU in eager mode in chunks of a few images.
+
+    Args:
+        attend: maps tensors ``[B, ...]`` to one of ``[B, ...]``, each image for itself.
+        tensors: its arguments.
+        bytes_per_image: what it gathers for one image.
+    """
+    first = tensors[0]
+    # Traced code keeps its symbolic batch, and other devices want one large launch.
+    if torch.compiler.is_compiling() or first.device.type != "cpu":
+        return attend(*tensors)
+    images = max(1, _CHUNK_BYTES // max(1, bytes_per_image))
+    if images >= first.shape[0]:
+        return attend(*tensors)
+    # split, not slices: its gradient is one concatenation.
+    return torch.cat([attend(*chunk) for chunk in zip(*(x.split(images) for x in tensors), strict=True)])
