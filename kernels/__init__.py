@@ -2,6 +2,8 @@
 
 from .agent import agent_attention
 from .dispatch import explain, get_backend, use_backend
+from .flow import flow_attention
+from .linear import linear_attention, magnitude_aware_linear_attention
 from .neighborhood import neighborhood_attention
 from .routing import bi_level_routing_attention
 
@@ -9,7 +11,10 @@ __all__ = [
     "agent_attention",
     "bi_level_routing_attention",
     "explain",
+    "flow_attention",
     "get_backend",
+    "linear_attention",
+    "magnitude_aware_linear_attention",
     "neighborhood_attention",
     "use_backend",
 ]

@@ -30,8 +30,8 @@ def flow_attention(
 
     With a = sigmoid(q), b = sigmoid(k), and x * y = (x + eps) . (y + eps) + outer_eps,
 
-        incoming[i] = a[i] * sum_j b[j]                        outgoing[j] = b[j] * sum_i a[i]
-        sink[i]     = a[i] * sum_j b[j] / outgoing[j]          source[j]   = clamp(b[j] * sum_i a[i] / incoming[i], -1, 1)
+        incoming[i] = a[i] * sum_j b[j]                  outgoing[j] = b[j] * sum_i a[i]
+        sink[i]     = a[i] * sum_j b[j] / outgoing[j]    source[j]   = clamp(b[j] * sum_i a[i] / incoming[i], -1, 1)
         out[i]      = sigmoid(sink[i] * N / M) / incoming[i] * sum_j M softmax_j(source) (a[i] . b[j]) v[j]
 
     The causal form takes every sum up to the token's own position n = 1, 2, ...; inside sink and source 1 / outgoing
