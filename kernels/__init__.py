@@ -3,9 +3,12 @@
 from .agent import agent_attention
 from .dispatch import explain, get_backend, use_backend
 from .flow import flow_attention
+from .grouped import grouped_query_attention
 from .linear import linear_attention, magnitude_aware_linear_attention
 from .neighborhood import neighborhood_attention
 from .routing import bi_level_routing_attention
+from .sparse import sparse_attention
+from .strip import strip_attention
 
 __all__ = [
     "agent_attention",
@@ -13,8 +16,11 @@ __all__ = [
     "explain",
     "flow_attention",
     "get_backend",
+    "grouped_query_attention",
     "linear_attention",
     "magnitude_aware_linear_attention",
     "neighborhood_attention",
+    "sparse_attention",
+    "strip_attention",
     "use_backend",
 ]
