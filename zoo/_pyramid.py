@@ -36,13 +36,8 @@ class Backbone(nn.Module):
     constructor. ``stages`` is what ``forward_intermediates`` counts: stages of a pyramid, blocks of a plain model.
     """
 
-    stem: nn.Module
-    stages: nn.Sequential
-    norm: nn.Module
-    head_proj: nn.Module
-
     output_fmt = "NCHW"
-    no_decay_leaves: tuple[str, ...] = ()
+    no_decay_leaves = ()
     out_norm_eps = 1e-6
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):

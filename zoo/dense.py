@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         for module in (self.body.stem, *self.body.stages[: self.frozen_stages + 1]):
             module.eval().requires_grad_(False)
 
-    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):  # noqa: ANN201
+    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As ``nn.Module``'s; published dense or classification checkpoints are converted on the way."""
         own = self.state_dict()
         if any(key not in own for key in state_dict):
