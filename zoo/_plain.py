@@ -45,14 +45,21 @@ class Plain(Backbone):
         """The image as the blocks' input; a model with class tokens or a position embedding adds them here."""
         return self.stem(x)
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """All blocks; ``grid`` is (H, W) of the map, for blocks of tokens that need it (see ``_forward_block``)."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.stages, x)
         return self.stages(x)
 
+    def _forward_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return block(x)
+
+    def _grid(self, image: Tensor) -> tuple[int, int]:
+        return -(-image.shape[-2] // self.patch_size), -(-image.shape[-1] // self.patch_size)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] → the last block's normalised output, unpooled."""
-        return self.norm(self._run(self._embed(x)))
+        return self.norm(self._run(self._embed(x), self._grid(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Final features → logits [B, num_classes], or the pooled features the classifier would read."""
@@ -92,11 +99,11 @@ class Plain(Backbone):
         if output_fmt not in ("NCHW", "NHWC", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; 'NCHW', 'NHWC' and 'NLC' work")
         take, last = feature_take_indices(len(self.stages), indices)
-        grid = tuple(-(-n // self.patch_size) for n in x.shape[-2:])
+        grid = self._grid(x)
         x = self._embed(x)
         outputs = []
         for i, block in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = block(x)
+            x = self._forward_block(block, x, grid)
             if i in take:
                 outputs.append(self.norm(x) if norm else x)
         maps = [self._as(y, grid, output_fmt) for y in outputs]
