@@ -1,4 +1,4 @@
-"""What the ops of linear cost share: heads first, full precision, and on CPUs an image at a time."""
+"""What the ops of linear cost share: heads first, full precision, and on CPUs a few images at a time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from ._checks import compute_dtype
+from ._chunks import in_chunks
 
-# An image whose q, k and v are larger than this is worth a pass of its own: its intermediates then stay in cache.
-_IMAGE_BYTES = 1 << 18
+# What an image needs at a time over what its values need: features, rotated features, result.
+_COPIES = 8
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
@@ -39,10 +40,7 @@ def in_full_precision(
         return heads_last(run(heads_first(q), heads_first(k), heads_first(v)), q)
 
 
-def by_image(run: Callable[..., torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """:func:`in_full_precision`, in eager mode on CPUs one image after the other where images are large."""
-    single = torch.compiler.is_compiling() or q.device.type != "cpu" or q.shape[0] < 2
-    if single or q[0].numel() * q.element_size() < _IMAGE_BYTES:
-        return in_full_precision(run, q, k, v)
-    images = zip(q.split(1), k.split(1), v.split(1), strict=True)
-    return torch.cat([in_full_precision(run, *image) for image in images])
+def by_images(run: Callable[..., torch.Tensor], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """:func:`in_full_precision`, a few images at a time where that keeps the intermediates in cache."""
+    image_bytes = v[:1].numel() * compute_dtype(v.dtype).itemsize * _COPIES
+    return in_chunks(lambda *images: in_full_precision(run, *images), (q, k, v), image_bytes)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ._cross import check_cross_qkv
-from ._linear import by_image, in_full_precision
+from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
 
 # Tokens of a chunk of the causal form: within a chunk all pairs, between chunks one D x Dv state.
@@ -112,7 +112,7 @@ def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
 ) -> torch.Tensor:
     run = _causal if causal else _non_causal
-    return by_image(lambda q, k, v: run(q, k, v, eps, outer_eps), q, k, v)
+    return by_images(lambda q, k, v: run(q, k, v, eps, outer_eps), q, k, v)
 
 
 def _non_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ._checks import check_qkv, checked_scale, compute_dtype
-from ._linear import by_image, in_full_precision
+from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
 from .rotary import rotate
 
@@ -140,7 +140,7 @@ def _linear_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float)
         total = k.sum(-2).unsqueeze(-1)
         return (q @ (k.transpose(-1, -2) @ v)) / (q @ total).clamp(min=eps)
 
-    return by_image(run, q, k, v)
+    return by_images(run, q, k, v)
 
 
 def _rotator(rotation: tuple[torch.Tensor, torch.Tensor] | None, like: torch.Tensor) -> Callable:
@@ -193,7 +193,7 @@ def _magnitude_aware_torch(
         state = turn(k).transpose(-1, -2) @ v * (scale / k.shape[-2])
         return torch.addcmul((turn(q) @ state) * (1 + 1 / (z + eps)), z, v.mean(-2, keepdim=True), value=-1)
 
-    return by_image(run, q, k, v)
+    return by_images(run, q, k, v)
 
 
 _linear = Op(

@@ -1,9 +1,20 @@
 """Backbones: one family a file; importing this registers their names with timm."""
 
-from . import biformer, nat, nat_isotropic
+from . import biformer, flowformer, l2vit, mavit, nat, nat_isotropic
 from ._builder import list_models
 from ._plain import Plain
 from ._pyramid import Pyramid
 from .dense import Backbone
 
-__all__ = ["Backbone", "Plain", "Pyramid", "biformer", "list_models", "nat", "nat_isotropic"]
+__all__ = [
+    "Backbone",
+    "Plain",
+    "Pyramid",
+    "biformer",
+    "flowformer",
+    "l2vit",
+    "list_models",
+    "mavit",
+    "nat",
+    "nat_isotropic",
+]

@@ -19,6 +19,7 @@ class TransformerBlock(nn.Module):
         proj_drop: dropout in the MLP.
         drop_path: probability of dropping a branch in training.
         init_values: initial layer scale of both branches, None for none.
+        mlp_layer: channel mixer, built as timm's ``Mlp`` is.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class TransformerBlock(nn.Module):
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         init_values: float | None = None,
+        mlp_layer: Callable[..., nn.Module] = Mlp,
         **dd: Any,
     ) -> None:
         super().__init__()
@@ -38,13 +40,23 @@ class TransformerBlock(nn.Module):
         self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps, **dd)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
+        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), drop=proj_drop, **dd)
         self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Depth-wise convolution of a map [B, H, W, C] that keeps its size."""
+
+    def __init__(self, dim: int, kernel_size: int = 3, **dd: Any) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def init_weights(module: nn.Module) -> None:
