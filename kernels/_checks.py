@@ -64,3 +64,9 @@ def checked_scale(scale: float | None, default: float) -> float:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of scores and softmax: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_traced(x: torch.Tensor) -> bool:
+    """Whether a program is being recorded from ``x`` (torch.compile, torch.export, fake tensors): nothing that
+    depends on it may be cached, and its batch may stand for any."""
+    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from ._checks import is_traced
+
 _CHUNK_BYTES = 2**21
 
 
@@ -21,7 +23,7 @@ def in_chunks(
     """
     first = tensors[0]
     # Traced code keeps its symbolic batch, and other devices want one large launch.
-    if torch.compiler.is_compiling() or first.device.type != "cpu":
+    if is_traced(first) or first.device.type != "cpu":
         return attend(*tensors)
     images = max(1, _CHUNK_BYTES // max(1, bytes_per_image))
     if images >= first.shape[0]:

@@ -12,11 +12,13 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from ._checks import compute_dtype
+from ._checks import compute_dtype, is_traced
 from ._chunks import in_chunks
 from ._tiles import tile_plan
 
 
+# Dynamo would trace the making of the index tables; AOTAutograd and export see what is done with them.
+@torch.compiler.allow_in_graph
 def tiled_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -30,9 +32,8 @@ def tiled_attention(
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
-    return in_chunks(
-        lambda *chunk: _attend(*chunk, problem, masks, scale), (q, k, v), tile_plan(*problem).keys.size * row_bytes
-    )
+    gathered = tile_plan(*problem).keys.size * row_bytes
+    return in_chunks(lambda *chunk: _attend(*chunk, problem, masks, scale), (q, k, v), gathered)
 
 
 def _attend(
@@ -54,8 +55,8 @@ def _attend(
         for *tiles, mask in zip(query, key, value, masks, strict=True)
     ]
     rows = (torch.cat(parts) if len(parts) > 1 else parts[0]).flatten(2).flatten(0, 1)
-    # Row of position p of image b: its tile's first row for this image, plus its slot.
     slots = plan.queries.shape[1]
+    # Row of position p of image b: its tile's first row for this image, plus its slot.
     order = _each_image(_table(problem, "tile", q) * (slots * batch) + _table(problem, "slot", q), batch, slots, 0)
     out = rows.index_select(0, order.flatten())
     return out.view(batch, *problem[0], q.shape[-2], v.shape[-1])
@@ -85,7 +86,7 @@ def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 def _each_image(index: torch.Tensor, batch: int, step: int, axis: int) -> torch.Tensor:
     """``index`` of the first image → of every image, ``step`` apart along a new ``axis``."""
     index = index.unsqueeze(axis)
-    if batch == 1 and not torch.compiler.is_compiling():
+    if not is_traced(index) and batch == 1:
         return index
     return index + torch.arange(batch, device=index.device)[:, None] * step
 
@@ -98,7 +99,7 @@ def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> tor
         bias = torch.zeros(1, *(2 * n - 1 for n in kernel), dtype=dtype, device=like.device)
     table = F.pad(bias.to(dtype), (0, 1) * axes, value=float("-inf"))
     # The last axis first: its gather is element by element, those before it copy rows.
-    sizes = []
+    sizes: list[int] = []
     for axis in reversed(range(axes)):
         offsets = _table(problem, f"offsets{axis}", like)
         table = table.index_select(axis + 1, offsets.flatten())
@@ -111,13 +112,12 @@ def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> tor
 
 def _table(problem: tuple, name: str, like: torch.Tensor) -> torch.Tensor:
     """An index table of the problem's plan on the device of ``like``."""
-    if torch.compiler.is_compiling() or type(like) is not torch.Tensor or like.device.type in ("cpu", "meta"):
-        return _constant(*problem, name, like.device)
+    if is_traced(like) or like.device.type in ("cpu", "meta"):
+        return _make_table(*problem, name, like.device)
     return _device_table(*problem, name, like.device)
 
 
-@torch.compiler.assume_constant_result
-def _constant(
+def _make_table(
     space: tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...], name: str, device: torch.device
 ) -> torch.Tensor:
     plan = tile_plan(space, kernel, dilation)
@@ -126,4 +126,4 @@ def _constant(
 
 
 # Only real tensors get here: one made under a fake mode would poison later calls.
-_device_table = lru_cache(maxsize=1024)(_constant)
+_device_table = lru_cache(maxsize=1024)(_make_table)

@@ -47,7 +47,7 @@ class TilePlan:
     tile: np.ndarray
     slot: np.ndarray
     offsets: tuple[np.ndarray, ...]
-    counts: list[int]
+    counts: tuple[int, ...]
 
 
 @lru_cache(maxsize=256)
@@ -67,7 +67,7 @@ def tile_plan(space: tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[i
     place[queries.ravel()] = np.arange(queries.size)
     tile, slot = np.divmod(place, queries.shape[1])
     counts = np.bincount(classes, minlength=int(np.prod(class_counts)))
-    return TilePlan(queries, keys, tile, slot, tuple(axis.offsets for axis in axes), counts.tolist())
+    return TilePlan(queries, keys, tile, slot, tuple(axis.offsets for axis in axes), tuple(counts.tolist()))
 
 
 def _tile_sizes(members: list[int]) -> list[int]:

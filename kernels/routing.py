@@ -79,7 +79,7 @@ def _to_regions(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
     batch, height, width, heads, channels = x.shape
     rows, cols = regions
     x = x.reshape(batch, rows, height // rows, cols, width // cols, heads, channels)
-    return x.transpose(2, 3).reshape(batch, rows * cols, -1, heads, channels)
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _from_regions(x: torch.Tensor, regions: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
@@ -136,11 +136,11 @@ def _attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: in
     chosen = (_route(q, k, topk, scale) + first).flatten()
     # One row a region: element-wise gathers, and above all their gradients, cost more than the attention.
     keys, values = (
-        x.reshape(batch * count, -1).index_select(0, chosen).view(batch * count, topk * tokens, heads, -1)
+        x.flatten(2).flatten(0, 1).index_select(0, chosen).view(batch * count, topk * tokens, heads, x.shape[-1])
         for x in (k, v)
     )
     out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q.flatten(0, 1), keys, values)), scale=scale)
-    return out.transpose(1, 2).reshape(batch, count, tokens, heads, -1)
+    return out.transpose(1, 2).reshape(batch, count, tokens, heads, v.shape[-1])
 
 
 def _attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
@@ -153,7 +153,7 @@ def _attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int,
         mask = mask.reshape(batch, 1, count * tokens, count * tokens).expand(-1, heads, -1, -1)
     query, key, value = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).reshape(batch, count, tokens, heads, -1)
+    return out.transpose(1, 2).reshape(batch, count, tokens, heads, v.shape[-1])
 
 
 _op = Op(
