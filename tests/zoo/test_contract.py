@@ -71,7 +71,7 @@ def test_structure(name: str) -> None:
         assert model(image).shape == (1, 7)
         grey = timm.create_model(name, in_chans=1, num_classes=5)
         assert grey(torch.randn(2, 1, height, width)).shape == (2, 5)
-        assert timm.create_model(name, num_classes=0, global_pool="")(image).ndim == features.ndim
+        assert timm.create_model(name, num_classes=0, global_pool="").eval()(image).ndim == features.ndim
 
 
 @pytest.mark.parametrize("name", SMALLEST)
