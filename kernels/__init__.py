@@ -2,8 +2,10 @@
 
 from .agent import agent_attention
 from .dispatch import explain, get_backend, use_backend
+from .dynamic_conv import dynamic_depthwise_conv
 from .flow import flow_attention
 from .grouped import grouped_query_attention
+from .large_kernel import large_kernel_attention
 from .linear import linear_attention, magnitude_aware_linear_attention
 from .neighborhood import neighborhood_attention
 from .routing import bi_level_routing_attention
@@ -13,10 +15,12 @@ from .strip import strip_attention
 __all__ = [
     "agent_attention",
     "bi_level_routing_attention",
+    "dynamic_depthwise_conv",
     "explain",
     "flow_attention",
     "get_backend",
     "grouped_query_attention",
+    "large_kernel_attention",
     "linear_attention",
     "magnitude_aware_linear_attention",
     "neighborhood_attention",

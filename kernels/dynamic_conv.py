@@ -1,28 +1,19 @@
 """Dynamic depth-wise convolution: a kernel of its own for every position and head, over clamped windows.
 
-The aggregation of ContMix: Lou and Yu, "OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic
-Kernels", arXiv:2502.20087, equation 3. Windows are neighborhood attention's (arXiv:2204.07143), which the published
-code computes it with (``na2d_av`` of NATTEN).
+The aggregation of ContMix: Lou and Yu, "OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing
+Dynamic Kernels", arXiv:2502.20087, section 3.3. Windows are neighborhood attention's (arXiv:2204.07143), with whose
+code (``na2d_av`` of NATTEN) the published models compute it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 
 from ._checks import compute_dtype, per_axis
+from ._dynamic_conv_tiles import tiled_dynamic_conv
 from .dispatch import Implementation, Op
-
-# Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
-# shorter one copies more of x; a small window wants a small tile.
-_TILE = 8
-_SMALL_TILE, _SMALL_KERNEL = 4, 7
-# Bytes of matrices that one call works on in eager mode, so that they stay in a core's cache.
-_CHUNK_BYTES = 2**21
 
 
 def dynamic_depthwise_conv(
@@ -130,130 +121,6 @@ def _reference(
     return torch.einsum("bhwnij,bhwijnd->bhwnd", weight, window).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """An axis cut into n tiles of T positions; S positions hold all windows of a tile.
-
-    Attributes:
-        queries: ``[n, T]`` positions; the last tile is moved back to the end of the axis.
-        keys: ``[n, S]`` positions.
-        slots: ``[n, T, K]``, where among a tile's keys each window lies.
-        place: ``[L]``, where among all queries each position is found.
-        starts: ``[L]``, where in the bias axis the window of each position begins.
-    """
-
-    queries: np.ndarray
-    keys: np.ndarray
-    slots: np.ndarray
-    place: np.ndarray
-    starts: np.ndarray
-
-
-@lru_cache(maxsize=256)
-def _axis(length: int, kernel: int) -> _Axis:
-    size = min(length, _SMALL_TILE if kernel < _SMALL_KERNEL else _TILE)
-    if length <= kernel + size - 1:
-        size = length
-    first = np.minimum(np.arange(0, length, size), length - size)
-    reach = min(length, size + kernel - 1)
-    queries = first[:, None] + np.arange(size)
-    origin = np.clip(first - kernel // 2, 0, length - reach)
-    window = np.clip(np.arange(length) - kernel // 2, 0, length - kernel)
-    place = np.empty(length, dtype=np.int64)
-    place[queries.ravel()] = np.arange(queries.size)
-    return _Axis(
-        queries,
-        origin[:, None] + np.arange(reach),
-        (window[queries] - origin[:, None])[:, :, None] + np.arange(kernel),
-        place,
-        window - np.arange(length) + kernel - 1,
-    )
-
-
-@torch.compiler.assume_constant_result
-def _table(length: int, kernel: int, name: str, device: torch.device) -> torch.Tensor:
-    return torch.as_tensor(getattr(_axis(length, kernel), name), device=device)
-
-
-def _tiled(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    kernel: tuple[int, int],
-    bias: torch.Tensor | None,
-    softmax: bool,
-) -> torch.Tensor:
-    """Tiles: the windows' weights are written into matrices [positions, keys] of a tile, which multiply its keys."""
-    # Heads first is how the layers' products leave the weights, and what softmax and the tiles' products want.
-    weight = weight.permute(0, 3, 1, 2, 4)
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() == 0:
-        return _aggregate(x, weight, kernel, bias, softmax)
-    rows, cols = (_axis(int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
-    matrix = rows.queries.size * cols.queries.size * rows.keys.shape[1] * cols.keys.shape[1] * x.element_size()
-    heads = max(1, min(x.shape[3], _CHUNK_BYTES // matrix))
-    images = max(1, _CHUNK_BYTES // (matrix * x.shape[3]))
-    biases = (None,) * x.shape[3] if bias is None else bias.split(heads)
-    parts = [
-        torch.cat(
-            [
-                _aggregate(*part, kernel, head_bias, softmax)
-                for *part, head_bias in zip(images_x.split(heads, 3), images_weight.split(heads, 1), biases, strict=False)
-            ],
-            dim=3,
-        )
-        for images_x, images_weight in zip(x.split(images), weight.split(images), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _aggregate(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    kernel: tuple[int, int],
-    bias: torch.Tensor | None,
-    softmax: bool,
-) -> torch.Tensor:
-    """x ``[B, H, W, heads, D]`` and weight ``[B, heads, H, W, window]`` → ``[B, H, W, heads, D]``."""
-    axes = tuple((int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
-    weight = _weights(weight, axes, bias, softmax).to(x.dtype)
-    rows, cols = (_axis(*axis) for axis in axes)
-    for dim, (axis, plan) in enumerate(zip(axes, (rows, cols), strict=True)):
-        if plan.queries.size != axis[0]:
-            weight = weight.index_select(2 + dim, _table(*axis, "queries", x.device).flatten())
-        if plan.keys.size != axis[0]:
-            x = x.index_select(1 + dim, _table(*axis, "keys", x.device).flatten())
-    # [B, heads, tiles of rows, tiles of columns, rows of a tile, columns of a tile, window]
-    weight = weight.unflatten(3, cols.queries.shape).unflatten(2, rows.queries.shape).transpose(3, 4)
-    values = x.unflatten(2, cols.keys.shape).unflatten(1, rows.keys.shape).permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5)
-    if values.shape[4] != weight.shape[6]:
-        weight = _spread(weight, axes, values.shape[4])
-    out = (weight.flatten(4, 5) @ values).unflatten(4, (rows.queries.shape[1], cols.queries.shape[1]))
-    out = out.permute(0, 2, 4, 3, 5, 1, 6).flatten(3, 4).flatten(1, 2)
-    for dim, (axis, plan) in enumerate(zip(axes, (rows, cols), strict=True)):
-        if plan.queries.size != axis[0]:
-            out = out.index_select(1 + dim, _table(*axis, "place", x.device))
-    return out
-
-
-def _weights(
-    weight: torch.Tensor, axes: tuple[tuple[int, int], ...], bias: torch.Tensor | None, softmax: bool
-) -> torch.Tensor:
-    """``[B, heads, H, W, window]`` with bias and softmax."""
-    dtype = compute_dtype(weight.dtype)
-    if bias is not None:
-        windows = bias.to(dtype)
-        # Two row copies in place of a gather of single elements.
-        for dim, (axis, kernel) in enumerate(((axis, axis[1]) for axis in axes), 1):
-            windows = windows.unfold(dim, kernel, 1).index_select(dim, _table(*axis, "starts", weight.device))
-        weight = weight + windows.flatten(3)
-    return weight.softmax(-1, dtype=dtype) if softmax else weight
-
-
-def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
-    """Window weights ``[..., n, m, T, U, window]`` → ``[..., n, m, T, U, keys]`` of their tile, zero outside windows."""
-    rows, cols = (_table(*axis, "slots", weight.device) for axis in axes)
-    columns = _axis(*axes[1]).keys.shape[1]
-    slots = rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]
-    return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots.flatten(4).expand(weight.shape), weight)
-
-
-_op = Op("dynamic_depthwise_conv", _prepare, torch=Implementation(_tiled), reference=Implementation(_reference))
+_op = Op(
+    "dynamic_depthwise_conv", _prepare, torch=Implementation(tiled_dynamic_conv), reference=Implementation(_reference)
+)

@@ -1,0 +1,153 @@
+"""Dynamic depth-wise convolution in PyTorch's own operators: products of matrices, tile by tile.
+
+The weights of a tile's windows are written into a matrix [positions, keys], zero outside the windows, which multiplies
+the tile's part of the map. Exact at every size; a position's window is never gathered.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ._checks import compute_dtype, is_traced
+from ._chunks import in_chunks
+
+# Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
+# shorter one copies more of the map.
+_TILE = 7
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis cut into n tiles of T positions; S positions hold all windows of a tile.
+
+    Attributes:
+        queries: ``[n, T]`` positions; the last tile is moved back to the end of the axis.
+        keys: ``[n, S]`` positions.
+        slots: ``[n, T, K]``, where among a tile's keys each window lies.
+        place: ``[L]``, where among all queries each position is found.
+        starts: ``[L]``, where in the bias axis the window of each position begins.
+    """
+
+    queries: np.ndarray
+    keys: np.ndarray
+    slots: np.ndarray
+    place: np.ndarray
+    starts: np.ndarray
+
+
+@lru_cache(maxsize=256)
+def _axis(length: int, kernel: int) -> _Axis:
+    size = min(length, _TILE)
+    if length <= kernel + size - 1:
+        size = length
+    first = np.minimum(np.arange(0, length, size), length - size)
+    reach = min(length, size + kernel - 1)
+    queries = first[:, None] + np.arange(size)
+    origin = np.clip(first - kernel // 2, 0, length - reach)
+    window = np.clip(np.arange(length) - kernel // 2, 0, length - kernel)
+    place = np.empty(length, dtype=np.int64)
+    place[queries.ravel()] = np.arange(queries.size)
+    return _Axis(
+        queries,
+        origin[:, None] + np.arange(reach),
+        (window[queries] - origin[:, None])[:, :, None] + np.arange(kernel),
+        place,
+        window - np.arange(length) + kernel - 1,
+    )
+
+
+# Dynamo would trace the making of the index tables; AOTAutograd and export see what is done with them.
+@torch.compiler.allow_in_graph
+def tiled_dynamic_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: tuple[int, int],
+    bias: torch.Tensor | None,
+    softmax: bool,
+) -> torch.Tensor:
+    """The ``torch`` implementation of :func:`.dynamic_conv.dynamic_depthwise_conv`."""
+    batch, heads = x.shape[0], x.shape[3]
+    rows, cols = axes = tuple((int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
+    # A head of an image is an item; heads first is also how the layers' products leave the weights.
+    items = [each.permute(0, 3, 1, 2, 4).flatten(0, 1) for each in (x, weight)]
+    if bias is not None:
+        items.append(bias.expand(batch, *bias.shape).flatten(0, 1))
+    matrix = math.prod(axis.queries.size * axis.keys.shape[1] for axis in (_axis(*rows), _axis(*cols)))
+    out = in_chunks(lambda *chunk: _aggregate(axes, softmax, *chunk), tuple(items), matrix * x.element_size())
+    return out.unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
+
+
+def _aggregate(
+    axes: tuple[tuple[int, int], ...],
+    softmax: bool,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x ``[N, H, W, D]``, weight ``[N, H, W, window]`` and bias ``[N, 2 * Kh - 1, 2 * Kw - 1]`` → ``[N, H, W, D]``."""
+    weight = _weights(weight, axes, bias, softmax).to(x.dtype)
+    rows, cols = plans = [_axis(*axis) for axis in axes]
+    for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
+        if plan.queries.size != axis[0]:
+            weight = weight.index_select(dim, _table(axis, "queries", x).flatten())
+        if plan.keys.size != axis[0]:
+            x = x.index_select(dim, _table(axis, "keys", x).flatten())
+    # [N, tiles of rows, tiles of columns, rows of a tile, columns of a tile, ...]
+    weight, values = (
+        each.unflatten(2, shapes[1]).unflatten(1, shapes[0]).transpose(2, 3)
+        for each, shapes in (
+            (weight, (rows.queries.shape, cols.queries.shape)),
+            (x, (rows.keys.shape, cols.keys.shape)),
+        )
+    )
+    values = values.flatten(3, 4)
+    if values.shape[3] != weight.shape[5]:
+        weight = _spread(weight, axes, values.shape[3])
+    out = (weight.flatten(3, 4) @ values).unflatten(3, weight.shape[3:5])
+    out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
+        if plan.queries.size != axis[0]:
+            out = out.index_select(dim, _table(axis, "place", x))
+    return out
+
+
+def _weights(
+    weight: torch.Tensor, axes: tuple[tuple[int, int], ...], bias: torch.Tensor | None, softmax: bool
+) -> torch.Tensor:
+    """``[N, H, W, window]`` with bias and softmax."""
+    dtype = compute_dtype(weight.dtype)
+    if bias is not None:
+        # Two copies of rows in place of a gather of single elements.
+        windows = bias.to(dtype)
+        for dim, axis in enumerate(axes, 1):
+            windows = windows.unfold(dim, axis[1], 1).index_select(dim, _table(axis, "starts", weight))
+        weight = weight + windows.flatten(3)
+    return weight.softmax(-1, dtype=dtype) if softmax else weight
+
+
+def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
+    """Windows' weights ``[N, n, m, T, U, window]`` → ``[N, n, m, T, U, keys]`` of their tile, zero outside windows."""
+    rows, cols = (_table(axis, "slots", weight) for axis in axes)
+    columns = _axis(*axes[1]).keys.shape[1]
+    slots = rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]
+    return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots.flatten(4).expand(weight.shape), weight)
+
+
+def _table(axis: tuple[int, int], name: str, like: torch.Tensor) -> torch.Tensor:
+    """An index table of an axis (length, kernel) on the device of ``like``."""
+    if is_traced(like) or like.device.type in ("cpu", "meta"):
+        return _make_table(*axis, name, like.device)
+    return _device_table(*axis, name, like.device)
+
+
+def _make_table(length: int, kernel: int, name: str, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(getattr(_axis(length, kernel), name), device=device)
+
+
+# Only real tensors get here: one made under a fake mode would poison later calls.
+_device_table = lru_cache(maxsize=256)(_make_table)

@@ -1,0 +1,158 @@
+"""Large-kernel attention: a map multiplied by a depth-wise convolution of itself with a large, decomposed kernel.
+
+Guo et al., "Visual Attention Network", arXiv:2202.09741, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .dispatch import Implementation, Op
+
+# From this side on phases also win in training; below, the backward of many tiny maps costs more than it saves.
+_PHASES_IN_TRAINING = 14
+
+
+def large_kernel_attention(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None = None,
+    dilated_bias: torch.Tensor | None = None,
+    point_bias: torch.Tensor | None = None,
+    *,
+    dilation: int = 3,
+) -> torch.Tensor:
+    """``x * point(dilated(local(x)))``: three convolutions whose result gates their input.
+
+    ``local`` is a depth-wise convolution, ``dilated`` a depth-wise one with dilation, ``point`` a 1×1 convolution; all
+    keep the size, with zeros around the map. There is no activation: the attention map is not normalised.
+
+    Args:
+        x: map ``[B, C, H, W]``; float16, bfloat16, float32 or float64.
+        local_weight: ``[C, 1, k, k]``, k odd; VAN: 5. Weights and biases of any floating-point dtype are used in x's.
+        dilated_weight: ``[C, 1, K, K]``, K odd; VAN: 7.
+        point_weight: ``[C, C, 1, 1]``.
+        local_bias: ``[C]``, as the other biases.
+        dilation: spacing of the dilated convolution's taps.
+
+    Returns:
+        ``[B, C, H, W]`` of x's dtype.
+
+    Raises:
+        TypeError: no tensors, not floating point, or a dilation that is no int.
+        ValueError: wrong ranks, shapes that do not match, different devices, an even kernel, or a dilation below 1.
+    """
+    return _op(x, local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias, dilation=dilation)
+
+
+def _prepare(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None = None,
+    dilated_bias: torch.Tensor | None = None,
+    point_bias: torch.Tensor | None = None,
+    *,
+    dilation: int = 3,
+) -> tuple:
+    weights = {"local_weight": local_weight, "dilated_weight": dilated_weight, "point_weight": point_weight}
+    biases = {"local_bias": local_bias, "dilated_bias": dilated_bias, "point_bias": point_bias}
+    given = {"x": x, **weights, **{name: bias for name, bias in biases.items() if bias is not None}}
+    for name, tensor in given.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}")
+    if x.ndim != 4 or x.shape[1] == 0:
+        raise ValueError(f"x must be [B, C, H, W] with at least one channel, got shape {tuple(x.shape)}")
+    channels = x.shape[1]
+    for name, weight in weights.items():
+        shape = tuple(weight.shape)
+        wanted = (channels, channels, 1, 1) if name == "point_weight" else (channels, 1, *shape[-1:] * 2)
+        if shape != wanted or shape[-1] % 2 == 0:
+            kind = f"({channels}, {channels}, 1, 1)" if name == "point_weight" else f"({channels}, 1, k, k) with k odd"
+            raise ValueError(f"{name} must have shape {kind}, got {shape}")
+    for name, bias in biases.items():
+        if bias is not None and tuple(bias.shape) != (channels,):
+            raise ValueError(f"{name} must have shape ({channels},), got {tuple(bias.shape)}")
+    if isinstance(dilation, bool) or not isinstance(dilation, int):
+        raise TypeError(f"dilation must be an int, got {dilation!r}")
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
+    return x, *(None if tensor is None else tensor.to(x.dtype) for tensor in parameters), dilation
+
+
+def _depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int = 1) -> torch.Tensor:
+    padding = weight.shape[-1] // 2 * dilation
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
+
+
+def _reference(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_bias: torch.Tensor | None,
+    point_bias: torch.Tensor | None,
+    dilation: int,
+) -> torch.Tensor:
+    """The definition."""
+    attention = _depthwise(x, local_weight, local_bias)
+    attention = _depthwise(attention, dilated_weight, dilated_bias, dilation)
+    return x * F.conv2d(attention, point_weight, point_bias)
+
+
+def _by_phases(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_bias: torch.Tensor | None,
+    point_bias: torch.Tensor | None,
+    dilation: int,
+) -> torch.Tensor:
+    """Channels last, and the dilated convolution as a dense one of every phase of the map.
+
+    oneDNN has no fast path for dilated depth-wise convolutions: on a CPU they take about twenty times the dense one's
+    time. Positions of one phase (row and column modulo the dilation) only meet each other.
+    """
+    if x.device.type != "cpu":
+        return _reference(x, local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias, dilation)
+    x = x.contiguous(memory_format=torch.channels_last)
+    attention = _depthwise(x, local_weight, local_bias)
+    if dilation > 1 and _phases_pay(x):
+        phases = _depthwise(_to_phases(attention, dilation), dilated_weight, dilated_bias)
+        attention = _from_phases(phases, dilation)[:, : x.shape[2], : x.shape[3]]
+    else:
+        attention = _depthwise(attention, dilated_weight, dilated_bias, dilation).permute(0, 2, 3, 1)
+    return x * F.linear(attention, point_weight.flatten(1), point_bias).permute(0, 3, 1, 2)
+
+
+def _phases_pay(x: torch.Tensor) -> bool:
+    return not torch.is_grad_enabled() or (x.shape[2] >= _PHASES_IN_TRAINING and x.shape[3] >= _PHASES_IN_TRAINING)
+
+
+def _to_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:
+    """``[B, C, H, W]`` → ``[B * dilation ** 2, C, H / dilation, W / dilation]``; zeros at the end as needed."""
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -x.shape[3] % dilation, 0, -x.shape[2] % dilation))
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // dilation, dilation, width // dilation, dilation, channels)
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
+
+
+def _from_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:
+    """Undoes :func:`_to_phases`, zeros included, but leaves channels last: ``[B, H, W, C]``."""
+    x = x.permute(0, 2, 3, 1).unflatten(0, (-1, dilation, dilation))
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
+
+
+_op = Op("large_kernel_attention", _prepare, torch=Implementation(_by_phases), reference=Implementation(_reference))
