@@ -52,6 +52,10 @@ def fetch(
     for file, known in wanted.items():
         if cache.is_verified(file, known):
             return file
+    sources = _sources(entry)
+    unreachable = not sources or offline or os.environ.get(_OFFLINE, "0") not in ("", "0")
+    if unreachable and not any(file.exists() for file in wanted):
+        raise CheckpointError(_unavailable(entry, path))
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
     with cache.exclusive(path) as locked:
@@ -61,10 +65,8 @@ def fetch(
                 rejected = _rejected(file, known)
                 if not rejected:
                     return file
-        sources = _sources(entry)
-        offline = offline or os.environ.get(_OFFLINE, "0") not in ("", "0")
-        if offline or not sources:
-            raise CheckpointError(rejected + _unavailable(entry, path, offline))
+        if unreachable:
+            raise CheckpointError(rejected + _unavailable(entry, path))
         if not os.access(path.parent, os.W_OK):
             raise CheckpointError(f"the cache folder {path.parent} cannot be written to; set TORCH_HOME to another")
         return _download(entry, sources, path, locked, progress, timeout)
@@ -92,12 +94,12 @@ def _sources(entry: Entry) -> list[Entry | Mirror]:
     return [entry, *mirrors] if entry.host == "direct" else [*mirrors]
 
 
-def _unavailable(entry: Entry, path: Path, offline: bool) -> str:
+def _unavailable(entry: Entry, path: Path) -> str:
     if entry.host == "none" and not entry.mirrors:
         return f"{entry.id} has published figures but no published checkpoint"
-    if offline:
+    if _sources(entry):
         return f"offline, and {entry.id} is not in the cache; {_by_hand(entry, path)}"
-    return f"{entry.url} is a share page that a program cannot fetch from; in a browser, {_by_hand(entry, path)}"
+    return f"{entry.id} lies on a share page that a program cannot fetch from; {_by_hand(entry, path)}"
 
 
 def _by_hand(entry: Entry, path: Path) -> str:
@@ -106,7 +108,8 @@ def _by_hand(entry: Entry, path: Path) -> str:
     if entry.host != "page" or name is None:
         return f"{get} and put it at {path}"
     out = cache.converted_path(entry, path.parent)
-    return f"{get} and run: {shlex.join(['attnzoo', 'weights', 'convert', name, entry.file or 'FILE', str(out)])}"
+    command = shlex.join(["attnzoo", "weights", "convert", name, entry.file or "FILE", str(out)])
+    return f"{get} in a browser and run: {command}"
 
 
 def _download(

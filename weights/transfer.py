@@ -108,7 +108,7 @@ def _receive(url: str, part: Path, size: int | None, progress: Progress | None, 
 
 def _copy(reply: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: Progress | None) -> int:
     done = start
-    with part.open("r+b" if start else "wb") as file:
+    with part.open("r+b" if start else "wb", buffering=0) as file:
         file.seek(start)
         file.truncate()
         for block in _blocks(reply):

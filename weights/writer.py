@@ -36,7 +36,10 @@ def save_safetensors(
     tensors = _separate(state_dict)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
+        part.chmod(mode)  # safetensors makes files that only their owner can read
         sync(part)
         part.replace(path)
         sync(path.parent)
