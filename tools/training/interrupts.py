@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a flag that the loop looks at between updates."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -12,6 +13,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested = False
+        self._pid = os.getpid()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -26,6 +28,11 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A loader process inherits this handler: Ctrl-C is its parent's matter, but it must stay killable.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

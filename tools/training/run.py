@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from ..cli import UserError
@@ -41,9 +42,11 @@ def train(
         NonFinite: the training has diverged.
     """
     accelerate = import_extra("accelerate")
+    # Told of no accelerator, Accelerate joins processes with gloo; else it would let each train on its own.
+    cpu = cpu or not torch.accelerator.is_available()
     accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision=PRECISION[recipe.amp_dtype])
     if recipe.deterministic:
-        import_extra("torch").use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
     if accelerator.is_main_process:
         prepare_output(output, recipe, resume=resume is not None, overwrite=overwrite)
     accelerator.wait_for_everyone()

@@ -113,6 +113,7 @@ class Recipe:
     grad_accum: int = key(1, "forwards of one update", 1)
     label_smoothing: float = key(0.1, "label smoothing", 0, 1)
     amp_dtype: Literal["none", "bfloat16", "float16"] = key("none", "autocast type")
+    export_dtype: Literal["float32", "float16", "bfloat16"] = key("float32", "type of the weights in model.safetensors")
     seed: int = key(0, "seed of weights, order and augmentation", 0, 2**32 - 1)
     deterministic: bool = key(False, "ask PyTorch for deterministic GPU kernels")
     tensorboard: bool = key(True, "write TensorBoard events where tensorboard is installed")

@@ -10,7 +10,7 @@ WEIGHTS, ORDER, SAMPLE, STEP = 1, 2, 3, 4
 
 
 def derive(*where: int) -> int:
-    """A 64-bit seed from non-negative numbers such as (SAMPLE, seed, epoch, index); nearby places get unrelated seeds."""
+    """A 64-bit seed of a place such as (SAMPLE, seed, epoch, index), unrelated to the seeds of its neighbours."""
     return int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from ..._version import __version__
-from ...weights import save_safetensors
 from ..cli import UserError
 from . import build, checkpoint, data, schema
 from .config import as_tree, differing_keys
 from .evaluate import evaluate
+from .export import export_model
 from .interrupts import Interrupts
 from .log import Log
 from .progress import Interrupted, NonFinite, Progress
@@ -89,6 +89,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         if state["processes"] != self.world:
             self.progress.batch_size, self.progress.grad_accum = self.recipe.batch_size, self.recipe.grad_accum
+        self._saved_at = (self.progress.epoch, self.progress.update)
 
     def run(self) -> Progress:
         """Trains to the last epoch.
@@ -134,7 +135,11 @@ class Trainer:
         self.log.write(row)
         if (top1, -val_loss) > (here.best_top1, -here.best_loss):
             here.best_top1, here.best_loss, here.best_epoch = top1, val_loss, here.epoch + 1
-            self._export_best()
+            if self.accelerator.is_main_process:
+                export_model(
+                    self._judged_model, self.output / "model.safetensors", self.recipe,
+                    epoch=here.best_epoch, top1=top1,
+                )  # fmt: skip
         here.epoch, here.update, here.loss_sum = here.epoch + 1, 0, 0.0
         self.log.say(
             f"epoch {here.epoch}/{self.epochs}  train loss {row['train_loss']:.4f}  val loss {val_loss:.4f}  "
@@ -161,10 +166,7 @@ class Trainer:
         try:
             return list(itertools.islice(loader, self.progress.grad_accum))
         except RuntimeError as error:
-            if not self.workers or "DataLoader worker" not in str(error):
-                raise
-            self.workers = 0
-            self.log.say(f"a data loader process died ({error}); going on with data.workers 0")
+            self._go_on_without_workers(error)
             raise _Retry from error
 
     def _accumulate(self, forwards: list[Any]) -> float:
@@ -231,13 +233,30 @@ class Trainer:
         if self._stop:
             raise Interrupted
 
+    @property
+    def _judged_model(self) -> nn.Module:
+        """What is validated and exported: the moving average, or the model where there is none."""
+        return self.raw_model if self.ema is None else self.ema.module
+
     def _evaluate(self) -> tuple[float, float, float]:
-        model = self.raw_model if self.ema is None else self.ema.module
-        should_stop = lambda: self.interrupts.requested and self.world == 1  # noqa: E731
-        return evaluate(
-            model, self.val_data, self.accelerator, batch_size=self.progress.batch_size, workers=self.workers,
-            should_stop=should_stop,
-        )  # fmt: skip
+        try:
+            return evaluate(
+                self._judged_model, self.val_data, self.accelerator, batch_size=self.progress.batch_size,
+                workers=self.workers, should_stop=self._should_stop,
+            )  # fmt: skip
+        except RuntimeError as error:
+            self._go_on_without_workers(error)
+            return self._evaluate()
+
+    def _should_stop(self) -> bool:
+        # Several processes would not stop at the same image; they go on to the next update, where they agree.
+        return self.interrupts.requested and self.world == 1
+
+    def _go_on_without_workers(self, error: RuntimeError) -> None:
+        if not self.workers or "DataLoader worker" not in str(error):
+            raise error
+        self.workers = 0
+        self.log.say(f"a data loader process died ({error}); going on with data.workers 0")
 
     def _halve_batch(self, error: RuntimeError) -> None:
         here = self.progress
@@ -271,17 +290,6 @@ class Trainer:
             checkpoint.save(self.output / "checkpoints", position, model, ema, state, self.recipe.checkpoint.keep)
         self._saved_at = position
         self.accelerator.wait_for_everyone()
-
-    def _export_best(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        here, best = self.progress, self.raw_model if self.ema is None else self.ema.module
-        metadata = {
-            "format": "pt", "model": self.recipe.model.name, "num_classes": str(self.recipe.model.num_classes),
-            "data": self.recipe.data.source, "epoch": str(here.best_epoch), "val_top1": f"{here.best_top1:.4f}",
-            "attnzoo": __version__,
-        }  # fmt: skip
-        save_safetensors(best.state_dict(), self.output / "model.safetensors", metadata)
 
 
 def _is_finite(value: torch.Tensor) -> bool:
