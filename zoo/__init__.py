@@ -1,6 +1,18 @@
 """Backbones: one family a file; importing this registers their names with timm."""
 
-from . import biformer, flowformer, l2vit, mavit, nat, nat_isotropic
+from . import (
+    agent_cswin,
+    agent_deit,
+    agent_pvt,
+    agent_swin,
+    biformer,
+    flowformer,
+    l2vit,
+    mavit,
+    nat,
+    nat_isotropic,
+    van,
+)
 from ._builder import list_models
 from ._plain import Plain
 from ._pyramid import Pyramid
@@ -10,6 +22,10 @@ __all__ = [
     "Backbone",
     "Plain",
     "Pyramid",
+    "agent_cswin",
+    "agent_deit",
+    "agent_pvt",
+    "agent_swin",
     "biformer",
     "flowformer",
     "l2vit",
@@ -17,4 +33,5 @@ __all__ = [
     "mavit",
     "nat",
     "nat_isotropic",
+    "van",
 ]
