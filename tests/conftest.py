@@ -1,11 +1,14 @@
 """Set-up for every test: one thread, and one copy of the package."""
 
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
 
 import attnzoo
@@ -14,3 +17,17 @@ import attnzoo
 sys.modules.setdefault(Path(attnzoo.__file__).parent.name, attnzoo)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-results", metavar="FILE", help="write the relative error of every model's logits here")
+
+
+@pytest.fixture(scope="session")
+def parity_results(request: pytest.FixtureRequest) -> Iterator[dict[str, float | None]]:
+    """Collects, by model, the worst error of its fixtures; None where only names and shapes were compared."""
+    errors: dict[str, float | None] = {}
+    yield errors
+    if file := request.config.getoption("--parity-results"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text(json.dumps(dict(sorted(errors.items())), indent=1) + "\n")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..weights import convert_checkpoint, load_checkpoint
 
-_NORM_KEY = re.compile(r"^(?:extra_norms?\.|norm)(\d)\.(weight|bias)$")
+_NORM_KEY = re.compile(r"^(?:extra_norms?\.|norm)(\d)\.(?:norm\.)?(weight|bias)$")
 
 
 class Backbone(nn.Module):
@@ -46,8 +46,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.body = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
         info = self.body.feature_info
-        if not out_indices or not all(0 <= i < len(info) for i in out_indices) or sorted(out_indices) != list(out_indices):
-            raise ValueError(f"out_indices={tuple(out_indices)}: {name} has stages 0 to {len(info) - 1}, in rising order")
+        if (
+            not out_indices
+            or not all(0 <= i < len(info) for i in out_indices)
+            or sorted(out_indices) != list(out_indices)
+        ):
+            raise ValueError(
+                f"out_indices={tuple(out_indices)}: {name} has stages 0 to {len(info) - 1}, in rising order"
+            )
         if not -1 <= frozen_stages < len(info):
             raise ValueError(f"frozen_stages={frozen_stages}: {name} has stages 0 to {len(info) - 1}; -1 freezes none")
         self.out_indices = list(self.body.prune_intermediate_layers(list(out_indices), prune_norm=True))
@@ -94,7 +100,7 @@ class Backbone(nn.Module):
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
     """A published backbone's names → ``body.*`` and ``norms.*``; the classifier's norm and head are left out."""
     own = set(model.state_dict())
-    if set(state_dict) <= own:
+    if any(key.startswith("body.") for key in state_dict):
         return state_dict
     converted, rest = {}, {}
     for key, value in state_dict.items():

@@ -80,7 +80,9 @@ def test_any_size(name: str, size: tuple[int, int]) -> None:
     model = build(name, features_only=True).eval()
     with torch.no_grad():
         maps = model(torch.randn(1, 3, *size))
-    for found, channels, stride in zip(maps, model.feature_info.channels(), model.feature_info.reduction(), strict=True):
+    for found, channels, stride in zip(
+        maps, model.feature_info.channels(), model.feature_info.reduction(), strict=True
+    ):
         assert found.shape[1] == channels
         assert all(abs(n - side / stride) < 1.0 for n, side in zip(found.shape[2:], size, strict=True))
         assert found.isfinite().all()

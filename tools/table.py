@@ -1,0 +1,127 @@
+"""Write the table of all models: measured beside published, and the proof of parity."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import timm
+
+from ..weights.manifest import Entry, entries
+from ..zoo import list_models
+from .cli import UserError
+from .evaluation.results import write_atomic
+from .info import describe
+
+_PARITY = Path(__file__).parents[1] / "results" / "parity.json"
+
+_HEAD = """# Models
+
+Written by `attnzoo table --output docs/models.md`; a test compares it with what the command writes.
+
+Parameters are in millions, multiply-adds (GMACs) in units of 10^9 for one image at the given resolution. Measured
+multiply-adds are those of all matrix products and convolutions, attention included, counted by PyTorch's flop counter on
+the `reference` implementations; publications count in different ways, which the notes below explain where it matters.
+Top-1 is the published ImageNet-1k accuracy of the checkpoint named; nothing in this table was evaluated on ImageNet here.
+Parity is the relative error of our float64 logits against the published code's (`make parity`): "keys" means that only
+parameter names, shapes and count were recorded for that variant; a dash, that there is no reference to compare with.
+
+| model | parameters | published | GMACs | published | resolution | top-1 | checkpoint | parity |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+# Why a family's published multiply-adds differ from a full count by more than a per cent.
+NOTES: dict[str, str] = {}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pattern", default="*", metavar="PATTERN", help="models to list")
+    parser.add_argument("--parity", type=Path, default=_PARITY, metavar="FILE", help="errors that 'make parity' wrote")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of printing")
+
+
+def run(args: argparse.Namespace) -> int:
+    text = models_table(args.pattern, args.parity)
+    if args.output is None:
+        print(text, end="")
+    else:
+        write_atomic(args.output, text.encode())
+    return 0
+
+
+def models_table(pattern: str = "*", parity: Path = _PARITY) -> str:
+    """The Markdown text of docs/models.md.
+
+    Raises:
+        UserError: no model matches, or the parity results cannot be read.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"no model matches {pattern!r}; 'attnzoo list' shows all")
+    try:
+        errors = json.loads(parity.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{parity}: {error}; 'make parity' writes it") from None
+    notes: list[str] = []
+    rows = [_row(name, errors, notes) for name in names]
+    footnotes = "".join(f"\n[^{i}]: {note}\n" for i, note in enumerate(notes, 1))
+    return _HEAD + "\n".join(rows) + "\n" + footnotes
+
+
+def _row(name: str, errors: dict[str, float | None], notes: list[str]) -> str:
+    facts = describe(name)
+    entry = _published(name)
+    params, gmacs = facts["parameters"] / 1e6, facts["gmacs"]
+    cells = [
+        f"`{name}`",
+        f"{params:.2f}",
+        _figure(entry and entry.params_m, params, name, notes),
+        f"{gmacs:.2f}",
+        _figure(entry and entry.flops_g, gmacs, name, notes),
+        "×".join(str(n) for n in facts["img_size"]),
+        _top1(entry),
+        _checkpoint(entry),
+        _parity(name, errors),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _published(name: str) -> Entry | None:
+    """The row of the model's default checkpoint, else of its published figures."""
+    tag = timm.get_pretrained_cfg(name).tag
+    rows = [entry for entry in entries() if entry.task == "classification" and entry.backbone == name]
+    return next((entry for entry in rows if entry.model == f"{name}.{tag}"), rows[0] if rows else None)
+
+
+def _figure(published: float | None, measured: float, name: str, notes: list[str]) -> str:
+    """The published figure, with a footnote where it is more than 1 % off, beyond its own rounding."""
+    if published is None:
+        return "–"
+    text = f"{published:g}"
+    digits = len(text.partition(".")[2])
+    off = max(0.0, abs(published - measured) - 0.5 * 10**-digits) / published
+    if off <= 0.01:
+        return text
+    family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    note = NOTES.get(family, f"{family}: differs from the published figure by more than 1 %; no cause known")
+    if note not in notes:
+        notes.append(note)
+    return f"{text}[^{notes.index(note) + 1}]"
+
+
+def _top1(entry: Entry | None) -> str:
+    return f"{entry.metrics['top1']:.1f}" if entry is not None and "top1" in entry.metrics else "–"
+
+
+def _checkpoint(entry: Entry | None) -> str:
+    if entry is None or entry.model is None or entry.host == "none":
+        return "–"
+    return f"`{entry.model.partition('.')[2]}`" + (" (share page)" if entry.host == "page" else "")
+
+
+def _parity(name: str, errors: dict[str, float | None]) -> str:
+    """The worst of the model's fixtures, or what was compared instead of numbers."""
+    if name not in errors:
+        return "–"
+    error = errors[name]
+    return "keys" if error is None else f"10^{math.floor(math.log10(max(error, 1e-16)))}"
