@@ -1,6 +1,6 @@
 """What timm asks of a hierarchical model, written once: a family adds its stem, blocks and norm."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from timm.layers import SelectAdaptivePool2d
@@ -164,17 +164,21 @@ class Pyramid(Backbone):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; 'NCHW' and 'NHWC' work")
-        take, last = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: last + 1] if stop_early else self.stages
-        x = self.stem(x)
+        take, deepest = feature_take_indices(len(self.stages), indices)
+        count = deepest + 1 if stop_early else len(self.stages)
         maps = []
-        for i, stage in enumerate(stages):
-            x = stage(x)
+        for i, output in enumerate(self._outputs(x, count)):
+            last = self.norm(output) if i == len(self.stages) - 1 and (norm or not intermediates_only) else output
             if i in take:
-                maps.append(self._as(self.norm(x) if norm and i == len(self.stages) - 1 else x, output_fmt))
-        if intermediates_only:
-            return maps
-        return (self.norm(x) if len(stages) == len(self.stages) else x), maps
+                maps.append(self._as(last if norm else output, output_fmt))
+        return maps if intermediates_only else (last, maps)
+
+    def _outputs(self, x: Tensor, count: int) -> Iterator[Tensor]:
+        """The outputs of the first ``count`` stages, one after another."""
+        x = self.stem(x)
+        for stage in self.stages[:count]:
+            x = stage(x)
+            yield x
 
     def _as(self, x: Tensor, output_fmt: str) -> Tensor:
         if output_fmt == self.output_fmt:
