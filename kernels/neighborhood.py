@@ -71,19 +71,19 @@ def _prepare(
     check_qkv(q, k, v, (4, 5, 6), "[B, *space, heads, D] with one to three axes of space")
     space = q.shape[1:-2]
     kernel = per_axis("kernel_size", kernel_size, len(space))
-    dilation = per_axis("dilation", dilation, len(space))
+    steps = per_axis("dilation", dilation, len(space))
     if any(n < 1 or n % 2 == 0 for n in kernel):
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size!r}")
-    if any(n < 1 for n in dilation):
+    if any(n < 1 for n in steps):
         raise ValueError(f"dilation must be at least 1, got {dilation!r}")
-    if any(n < size * step for n, size, step in zip(space, kernel, dilation, strict=True)):
+    if any(n < size * step for n, size, step in zip(space, kernel, steps, strict=True)):
         raise ValueError(
             f"every axis must be at least kernel_size * dilation: space {tuple(space)}, "
-            f"kernel_size {kernel}, dilation {dilation}"
+            f"kernel_size {kernel}, dilation {steps}"
         )
     if rel_pos_bias is not None:
         _check_bias(rel_pos_bias, (q.shape[-2], *(2 * n - 1 for n in kernel)), q.device)
-    return q, k, v, kernel, dilation, rel_pos_bias, checked_scale(scale, q.shape[-1] ** -0.5)
+    return q, k, v, kernel, steps, rel_pos_bias, checked_scale(scale, q.shape[-1] ** -0.5)
 
 
 def _check_bias(bias: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:

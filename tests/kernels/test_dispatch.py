@@ -1,0 +1,141 @@
+"""Which implementation runs, who decides, and what is said about it."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from attnzoo.kernels import (
+    bi_level_routing_attention,
+    dispatch,
+    explain,
+    get_backend,
+    neighborhood_attention,
+    use_backend,
+)
+
+X = torch.zeros(1, 8, 8, 2, 4)
+
+
+@pytest.fixture
+def op(monkeypatch):
+    """An op of three implementations, of which triton runs on numbers below ten only."""
+    monkeypatch.setattr(dispatch, "_ops", {})
+
+    def prepare(number, *, double=False):
+        if number < 0:
+            raise ValueError(f"number must not be negative, got {number}")
+        return (2 * number if double else number,)
+
+    def small(number):
+        return None if number < 10 else f"{number} is too large"
+
+    return dispatch.Op(
+        "op",
+        prepare,
+        triton=dispatch.Implementation(lambda number: ("triton", number), small),
+        torch=dispatch.Implementation(lambda number: ("torch", number)),
+        reference=dispatch.Implementation(lambda number: ("reference", number)),
+    )
+
+
+def public(op):
+    def call(*args, **kwargs):
+        return op(*args, **kwargs)
+
+    call.__name__ = op.name
+    return call
+
+
+def test_each_op_chooses_the_first_that_can(op):
+    assert op(3) == ("triton", 3)
+    assert op(5, double=True) == ("torch", 10)
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch", "reference"])
+def test_forced(op, backend):
+    with use_backend(backend):
+        assert get_backend() == backend
+        assert op(3) == (backend, 3)
+    assert get_backend() is None
+
+
+def test_forced_and_unable_is_an_error_with_the_reason(op):
+    with use_backend("triton"), pytest.raises(RuntimeError, match="op: the backend 'triton' .* 12 is too large"):
+        op(12)
+
+
+def test_forced_and_missing_is_an_error():
+    with use_backend("triton"), pytest.raises(RuntimeError, match="has no triton implementation"):
+        bi_level_routing_attention(X, X, X, 2, 1)
+
+
+def test_setter_context_and_nesting():
+    try:
+        use_backend("torch")
+        assert get_backend() == "torch"
+        with use_backend("reference"):
+            with use_backend(None):
+                assert get_backend() is None
+            assert get_backend() == "reference"
+        assert get_backend() == "torch"
+    finally:
+        use_backend(None)
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert get_backend() is None
+
+
+def test_unknown_backend_changes_nothing():
+    with pytest.raises(ValueError, match="'cuda'; known backends: 'triton', 'torch', 'reference'"):
+        use_backend("cuda")
+    assert get_backend() is None
+
+
+def test_explain(op):
+    call = public(op)
+    assert str(explain(call, 12)) == (
+        "op: torch runs\n  triton: 12 is too large\n  reference: can run; torch comes first"
+    )
+    assert explain(call, 3).chosen == "triton"
+    assert explain(call, 6, double=True).chosen == "torch"
+    with use_backend("triton"):
+        assert str(explain(call, 12)) == (
+            "op: nothing runs\n  triton: 12 is too large\n  torch: triton is forced\n  reference: triton is forced"
+        )
+    with pytest.raises(ValueError, match="got -1"):
+        explain(call, -1)
+
+
+def test_explain_a_real_op():
+    text = str(explain(neighborhood_attention, X, X, X, kernel_size=3, dilation=2))
+    assert text.startswith("neighborhood_attention: torch runs\n  triton: neighborhood_attention has no triton")
+    with pytest.raises(TypeError, match="explain takes one of .*neighborhood_attention"):
+        explain(torch.relu, X)
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        explain(neighborhood_attention, X, X, X, 4)
+
+
+def imported_again(monkeypatch, value):
+    """The dispatch module as it is when first imported with ATTNZOO_BACKEND set to ``value``."""
+    monkeypatch.setenv("ATTNZOO_BACKEND", value)
+    spec = importlib.util.spec_from_file_location("attnzoo_dispatch_again", dispatch.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_environment(monkeypatch):
+    assert imported_again(monkeypatch, "reference").get_backend() == "reference"
+    assert imported_again(monkeypatch, "").get_backend() is None
+
+
+def test_unknown_backend_in_the_environment_is_an_error_at_first_use(monkeypatch):
+    module = imported_again(monkeypatch, "cuda")
+    op = module.Op("op", lambda: (), reference=module.Implementation(lambda: None))
+    with pytest.raises(ValueError, match="ATTNZOO_BACKEND is 'cuda'; known backends: 'triton'"):
+        op()
+    with module.use_backend("reference"):
+        op()

@@ -1,0 +1,122 @@
+"""The ops under torch.compile, torch.export and fake tensors."""
+
+import pytest
+import torch
+from parity import relative_error
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from attnzoo.kernels import bi_level_routing_attention, explain, neighborhood_attention, use_backend
+
+
+class Neighborhood(nn.Module):
+    size = (14, 17)
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(2, 13, 9))
+
+    def forward(self, q, k, v):
+        return neighborhood_attention(q, k, v, (7, 5), (1, 2), rel_pos_bias=self.bias)
+
+
+class Routing(nn.Module):
+    size = (8, 12)
+
+    def forward(self, q, k, v):
+        return bi_level_routing_attention(q, k, v, 4, 2) + bi_level_routing_attention(q, k, v, (4, 6), 8)
+
+
+OPS = pytest.mark.parametrize("module", [Neighborhood, Routing])
+
+
+def draw(size, batch=2, dtype=torch.float32):
+    return [torch.randn(batch, *size, 2, 8, dtype=dtype) for _ in range(3)]
+
+
+@OPS
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_compiles_to_one_graph(module, backend):
+    torch.manual_seed(0)
+    module = module().double()
+    inputs = [x.requires_grad_() for x in draw(module.size, dtype=torch.float64)]
+    with use_backend(backend):
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        found, expected = compiled(*inputs), module(*inputs)
+        wanted = [*inputs, *module.parameters()]
+        for a, b in zip(*(torch.autograd.grad(x.square().sum(), wanted) for x in (found, expected)), strict=True):
+            assert relative_error(a, b) < 1e-12
+    assert relative_error(found, expected) < 1e-12
+
+
+@OPS
+def test_compiled_with_any_batch(module):
+    torch.manual_seed(1)
+    module = module().eval()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch in (2, 5):
+            inputs = draw(module.size, batch)
+            assert relative_error(compiled(*inputs), module(*inputs)) < 1e-6
+
+
+def test_a_compiled_op_follows_the_backend():
+    torch._dynamo.reset()
+    seen = []
+
+    def record(graph, inputs):
+        seen.append({str(node.target) for node in graph.graph.nodes})
+        return graph
+
+    x = torch.randn(1, 8, 8, 2, 4)
+    compiled = torch.compile(lambda x: neighborhood_attention(x, x, x, 3), backend=record, fullgraph=True)
+    expected = compiled(x)
+    with use_backend("reference"):
+        assert relative_error(compiled(x), expected) < 1e-6
+    compiled(x)
+    assert len(seen) == 2
+    assert not any("tiled_attention" in target for target in seen[1])
+
+
+@OPS
+@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+def test_exported_with_any_batch(module, strict):
+    torch.manual_seed(2)
+    module = module().eval()
+    batch = {0: torch.export.Dim("batch", min=1)}
+    with torch.no_grad():
+        program = torch.export.export(module, tuple(draw(module.size)), dynamic_shapes=[batch] * 3, strict=strict)
+        for n in (1, 2, 6):
+            inputs = draw(module.size, n)
+            assert relative_error(program.module()(*inputs), module(*inputs)) < 1e-6
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(target.startswith(("aten.", "<built-in", "_operator", "sym_")) for target in targets), targets
+
+
+@OPS
+def test_fake_and_meta_tensors_leave_nothing_behind(module):
+    module = module().eval()
+    module.size = (module.size[0] + 4, module.size[1] + 12)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        inputs = draw(module.size)
+        assert module(*inputs).shape == inputs[0].shape
+    inputs = draw(module.size)
+    with use_backend("reference"):
+        expected = module(*inputs)
+    assert relative_error(module(*inputs), expected) < 1e-6
+    meta = module.to("meta")(*(x.to("meta") for x in inputs))
+    assert meta.device.type == "meta" and meta.shape == expected.shape
+
+
+def test_explain_is_told_about_meta_tensors():
+    x = torch.empty(1, 8, 8, 2, 4, device="meta")
+    assert explain(neighborhood_attention, x, x, x, 3).chosen == "torch"
+
+
+@pytest.mark.slow
+def test_inductor():
+    torch.manual_seed(3)
+    module = Neighborhood()
+    inputs = draw(module.size)
+    with torch.no_grad():
+        assert relative_error(torch.compile(module, fullgraph=True)(*inputs), module(*inputs)) < 1e-6
