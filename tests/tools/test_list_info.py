@@ -1,0 +1,120 @@
+"""``attnzoo list`` and ``attnzoo info``."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+from attnzoo.tools.info import describe
+from attnzoo.tools.main import main
+from attnzoo.zoo import list_models
+
+
+def printed(capsys, *words):
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def test_list_has_every_model_of_the_zoo_and_no_other(capsys):
+    rows = json.loads(printed(capsys, "list", "--json"))
+    assert [row["name"] for row in rows] == list_models()
+    assert all(row["params_m"] > 0 for row in rows)
+
+
+def test_list_shows_published_figures(capsys):
+    (row,) = json.loads(printed(capsys, "list", "biformer_tiny", "--json"))
+    assert (row["top1"], row["resolution"], row["weights"]) == (81.4, 224, ["biformer_tiny.in1k"])
+    assert row["params_m"] == pytest.approx(13.1, abs=0.05)
+    (nano,) = json.loads(printed(capsys, "list", "biformer_nano", "--json"))
+    assert 0 < nano["params_m"] < 1
+    (line,) = [line for line in printed(capsys, "list", "biformer*").splitlines() if line.startswith("biformer_tiny ")]
+    assert line.split() == ["biformer_tiny", "13.10", "81.40", "224", "in1k"]
+
+
+def test_list_pattern_is_a_glob_or_a_part(capsys):
+    assert [row["name"] for row in json.loads(printed(capsys, "list", "nat_*", "--json"))] == list_models("nat_*")
+    names = {row["name"] for row in json.loads(printed(capsys, "list", "isotropic", "--json"))}
+    assert names == set(list_models("*isotropic*"))
+
+
+def test_list_pretrained_tags(capsys):
+    rows = json.loads(printed(capsys, "list", "dinat_large*", "--pretrained", "--json"))
+    names = [row["name"] for row in rows]
+    assert "dinat_large.shi_in22k_ft_in1k" in names
+    assert all("." in name for name in names)
+    (row,) = [row for row in rows if row["name"] == "dinat_large_384.shi_in22k_ft_in1k"]
+    assert (row["resolution"], row["source"], row["license"]) == (384, "download", "MIT")
+    assert "dinat_large.shi_in22k_ft_in1k" in printed(capsys, "list", "dinat_large*", "--pretrained")
+
+
+def test_list_without_a_match(capsys):
+    assert main(["list", "biformr"]) == 2
+    error = capsys.readouterr().err
+    assert "no model matches biformr; did you mean biformer_" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "params", "flops"), [("nat_mini", 20.0, 2.7), ("dinat_tiny", 27.9, 4.3)])
+def test_info_counts_agree_with_the_published(capsys, name, params, flops):
+    facts = json.loads(printed(capsys, "info", name, "--json"))
+    model = timm.create_model(name)
+    assert facts["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["parameters"] / 1e6 == pytest.approx(params, abs=0.06)
+    assert facts["gmacs"] == pytest.approx(flops, abs=0.06)
+    published = next(row for row in facts["published"] if row["task"] == "classification")
+    assert (published["params_m"], published["flops_g"]) == (pytest.approx(params, abs=0.11), flops)
+    features = timm.create_model(name, features_only=True).eval()
+    with torch.no_grad():
+        shapes = [tuple(x.shape[1:]) for x in features(torch.zeros(1, 3, 64, 64))]
+    sides = [64 // level["stride"] for level in facts["features"]]
+    assert [(level["channels"], side, side) for level, side in zip(facts["features"], sides, strict=True)] == shapes
+
+
+def test_info_counts_scaled_dot_product_attention():
+    """A block's four products of the token matrix, by hand, for timm's smallest ViT."""
+    facts = describe("test_vit", [160])
+    tokens, dim, depth, classes = 101, 64, 6, 1000
+    hidden = timm.create_model("test_vit").blocks[0].mlp.fc1.out_features
+    attention = 2 * tokens * tokens * dim
+    linear = tokens * dim * (4 * dim + 2 * hidden)
+    patches = 100 * 3 * 16 * 16 * dim
+    assert facts["gmacs"] * 1e9 == pytest.approx(depth * (attention + linear) + patches + dim * classes, abs=6e4)
+    assert describe("test_vit3", [160])["gmacs"] > facts["gmacs"]
+
+
+def test_info_at_another_size_and_activations(capsys):
+    own = json.loads(printed(capsys, "info", "biformer_tiny", "--json"))
+    larger = json.loads(
+        printed(capsys, "info", "biformer_tiny.in1k", "--img-size", "256", "320", "--activations", "--json")
+    )
+    assert larger["img_size"] == [256, 320]
+    assert larger["gmacs"] > own["gmacs"]
+    assert larger["activations"] > 1e6
+    assert "activations" not in own
+
+
+def test_info_names_the_checkpoints(capsys):
+    text = printed(capsys, "info", "nat_mini")
+    assert "https://shi-labs.com/projects/nat/checkpoints/CLS/nat_mini.pth" in text
+    assert "licence MIT" in text
+    assert "64 /4, 128 /8, 256 /16, 512 /32" in text
+    assert "torch.utils.flop_counter" in text
+    assert "top1 81.8" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["biformer_tny"], "no model is named biformer_tny; did you mean biformer_tiny"),
+        (["nat_mini.shi_in2k"], "nat_mini has no weights with the tag shi_in2k"),
+        (["nat_mini", "--img-size", "1", "2", "3"], "--img-size takes one or two numbers"),
+        (["nat_mini", "--img-size", "0"], "--img-size takes one or two numbers of at least 1, not 0"),
+        (["test_vit", "--img-size", "97"], "test_vit does not take 97x97 images"),
+    ],
+)
+def test_info_bad_input(capsys, words, expected):
+    assert main(["info", *words]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1

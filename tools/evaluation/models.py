@@ -1,0 +1,144 @@
+"""Gets the model that is to be evaluated: with trained weights or not at all, unless random ones are asked for."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ..cli import UserError, did_you_mean
+
+
+@dataclass
+class Subject:
+    """A model in evaluation mode on its device, and where its weights are from."""
+
+    model: nn.Module
+    name: str
+    """With its tag, as in ``dinat_nano.digits``."""
+    weights: dict[str, Any]
+    weights_sha256: str
+
+
+def check_name(name: str) -> None:
+    """Raises UserError, naming the nearest, unless timm knows the model and its tag."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise UserError(f"no model is named {name}{did_you_mean(base, timm.list_models()) or '; see attnzoo list'}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        hint = did_you_mean(tag, tags) or (f"; it has {', '.join(tags[:5])}" if tags else "; it has none")
+        raise UserError(f"{base} has no weights with the tag {tag}{hint}")
+
+
+def load_subject(
+    name: str,
+    *,
+    checkpoint: str | None = None,
+    checkpoint_key: str | None = None,
+    random_weights: bool = False,
+    num_classes: int | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+    device: torch.device,
+) -> Subject:
+    """Builds the model and loads its weights.
+
+    Raises:
+        UserError: Unknown name or argument, or no trained weights to be had.
+        CheckpointError: The checkpoint is not what it should be.
+    """
+    check_name(name)
+    kwargs = dict(model_kwargs or {})
+    pretrained = not (checkpoint or random_weights)
+    if pretrained:
+        _require_weights(name, num_classes)
+    elif num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    model = _create(name, pretrained, kwargs)
+    weights: dict[str, Any] = {"source": "random"} if random_weights else {}
+    if checkpoint:
+        weights = _load_file(model, checkpoint, checkpoint_key)
+    elif pretrained:
+        cfg = model.pretrained_cfg
+        origin = cfg.get("hf_hub_id") or cfg.get("url") or "a file of the package"
+        weights = {"source": "pretrained", "tag": cfg.get("tag"), "origin": origin, "license": cfg.get("license")}
+    if not getattr(model, "num_classes", 0):
+        raise UserError(f"{name} has no classifier; give --num-classes with --checkpoint")
+    digest = weights_digest(model)
+    return Subject(model.to(device).eval(), _tagged(name, model, pretrained), weights, digest)
+
+
+def _require_weights(name: str, num_classes: int | None) -> None:
+    cfg = timm.get_pretrained_cfg(name)
+    # Without weights timm would only log a line and go on with random ones.
+    if cfg is None or not cfg.has_weights:
+        raise UserError(f"{name} has no published weights to load; give --checkpoint FILE or --random-weights")
+    if num_classes is not None and num_classes != cfg.num_classes:
+        raise UserError(
+            f"--num-classes {num_classes} would replace the trained classifier of {cfg.num_classes} by a random one; "
+            "give --checkpoint FILE too"
+        )
+
+
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    logging.getLogger("timm").setLevel(logging.ERROR)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        if kwargs:
+            raise UserError(f"{name} does not take {kwargs}: {error}") from None
+        raise
+    except (OSError, RuntimeError, AssertionError) as error:
+        if pretrained:
+            raise UserError(
+                f"cannot load the weights of {name}: {error}; --checkpoint FILE takes a local one"
+            ) from None
+        raise
+
+
+def _load_file(model: nn.Module, checkpoint: str, key: str | None) -> dict[str, Any]:
+    from ...weights import load_checkpoint
+
+    report = load_checkpoint(model, checkpoint, key=key)
+    digest = hashlib.sha256()
+    with Path(checkpoint).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"source": "checkpoint", "file": checkpoint, "sha256": digest.hexdigest(), "key": key, "report": str(report)}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of names, types, shapes and bytes of all parameters and buffers: the same on every machine."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tagged(name: str, model: nn.Module, pretrained: bool) -> str:
+    tag = (getattr(model, "pretrained_cfg", None) or {}).get("tag")
+    return f"{name}.{tag}" if pretrained and tag and "." not in name else name
+
+
+def check_input(subject: Subject, input_size: tuple[int, int, int], device: torch.device) -> None:
+    """Runs one blank image, so that a size which the model refuses is known before the data is opened.
+
+    Raises:
+        UserError: The model does not take the size.
+    """
+    side = "x".join(str(value) for value in input_size[1:])
+    try:
+        with torch.inference_mode():
+            logits = subject.model(torch.zeros(1, *input_size, device=device))
+    except torch.OutOfMemoryError:
+        raise UserError(f"{subject.name} runs out of memory on a single {side} image") from None
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{subject.name} does not take {side} images: {error}") from None
+    expected = (1, subject.model.num_classes)
+    if tuple(logits.shape) != expected:
+        raise UserError(f"{subject.name} gives an output of shape {tuple(logits.shape)}, not {expected}")
