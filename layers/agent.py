@@ -21,20 +21,20 @@ def squarest(count: int) -> tuple[int, int]:
 
 
 def resize_map(bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., agents, y, x] → [..., agents, *size], bilinear; the bias itself where it has this size."""
+    """[heads, agents, y, x] → [heads, agents, *size], bilinear; the bias itself where it has this size."""
     if tuple(bias.shape[-2:]) == tuple(size):
         return bias
-    resized = F.interpolate(bias.flatten(0, -4), size=size, mode="bilinear", align_corners=False)
-    return resized.unflatten(0, bias.shape[:-3])
+    return F.interpolate(bias, size=size, mode="bilinear", align_corners=False)
 
 
 def resize_agents(bias: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """[..., agents, y, x] for a grid of ``old`` agents → the same for ``new`` ones, bilinear."""
+    """[heads, agents, y, x] for a grid of ``old`` agents → the same for ``new`` ones, bilinear."""
     if old == new:
         return bias
-    bias = bias.movedim(-3, -1).unflatten(-1, old)
-    resized = F.interpolate(bias.flatten(0, -4), size=new, mode="bilinear", align_corners=False)
-    return resized.unflatten(0, bias.shape[:-3]).flatten(-2).movedim(-1, -3)
+    size = bias.shape[-2:]
+    bias = bias.flatten(-2).transpose(1, 2).unflatten(2, old)
+    resized = F.interpolate(bias, size=new, mode="bilinear", align_corners=False)
+    return resized.flatten(2).transpose(1, 2).unflatten(2, size)
 
 
 class AgentAttention(nn.Module):
@@ -108,12 +108,12 @@ class AgentAttention(nn.Module):
         height, width = self.grid_size
         self.an_bias = bias(num_heads, agents, *_TABLE)
         self.na_bias = bias(num_heads, agents, *_TABLE)
-        self.ah_bias = bias(1, num_heads, agents, height, 1)
-        self.aw_bias = bias(1, num_heads, agents, 1, width)
-        self.ha_bias = bias(1, num_heads, height, 1, agents)
-        self.wa_bias = bias(1, num_heads, 1, width, agents)
-        self.ac_bias = bias(1, num_heads, agents, 1) if class_token else None
-        self.ca_bias = bias(1, num_heads, 1, agents) if class_token else None
+        self.ah_bias = bias(num_heads, agents, height, 1)
+        self.aw_bias = bias(num_heads, agents, 1, width)
+        self.ha_bias = bias(num_heads, height, 1, agents)
+        self.wa_bias = bias(num_heads, 1, width, agents)
+        self.ac_bias = bias(num_heads, agents, 1) if class_token else None
+        self.ca_bias = bias(num_heads, 1, agents) if class_token else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """A map [B, H, W, C] or tokens [B, N, C], a class token first where the layer has one → the same shape.
@@ -137,24 +137,24 @@ class AgentAttention(nn.Module):
         return self._tokens(x, grid)
 
     def position_biases(self, grid: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Biases for a map of ``grid`` (H, W), agents to tokens [1, heads, n, N], tokens to agents [1, heads, N, n]."""
-        agent_bias = self._spread(self.an_bias[None], self.ah_bias, self.aw_bias, grid).flatten(-2)
+        """Biases for a map of ``grid`` (H, W), agents to tokens [heads, n, N], tokens to agents [heads, N, n]."""
+        agent_bias = self._spread(self.an_bias, self.ah_bias, self.aw_bias, grid).flatten(-2)
         rows, columns = (bias.movedim(-1, -3) for bias in (self.ha_bias, self.wa_bias))
-        query_bias = self._spread(self.na_bias[None], rows, columns, grid).flatten(-2)
+        query_bias = self._spread(self.na_bias, rows, columns, grid).flatten(-2)
         if self.num_prefix_tokens:
             agent_bias = torch.cat([self._spread_class(self.ac_bias), agent_bias], dim=-1)
             query_bias = torch.cat([self._spread_class(self.ca_bias.transpose(-2, -1)), query_bias], dim=-1)
         return agent_bias, query_bias.transpose(-2, -1)
 
     def _spread(self, table: Tensor, rows: Tensor, columns: Tensor, grid: Sequence[int]) -> Tensor:
-        """Table [1, heads, n, 7, 7] + rows [.., H, 1] + columns [.., 1, W] → [1, heads, n, *grid]."""
+        """Table [heads, n, 7, 7] + rows [heads, n, H, 1] + columns [heads, n, 1, W] → [heads, n, *grid]."""
         sizes = (tuple(grid), (grid[0], 1), (1, grid[1]))
         parts = (resize_agents(bias, self.trained_grid, self.agent_grid) for bias in (table, rows, columns))
         table, rows, columns = (resize_map(bias, size) for bias, size in zip(parts, sizes, strict=True))
         return table + (rows + columns)
 
     def _spread_class(self, bias: Tensor) -> Tensor:
-        """[1, heads, n, 1], resized to the agents in use."""
+        """[heads, n, 1], resized to the agents in use."""
         return resize_agents(bias[..., None], self.trained_grid, self.agent_grid)[..., 0]
 
     def _agents(self, q: Tensor, grid: Sequence[int]) -> Tensor:

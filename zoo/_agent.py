@@ -9,15 +9,21 @@ BIASES = ("an_bias", "na_bias", "ah_bias", "aw_bias", "ha_bias", "wa_bias", "ac_
 
 
 def fit_position_biases(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state with agent biases resized where the model's are for another map or number of agents; zoo's names."""
+    """The state, under the zoo's names, with agent biases as the model has them.
+
+    Published ones begin with an axis of one, which goes; those for another map or number of agents are resized.
+    """
     fitted = dict(state_dict)
     for name, module in model.named_modules():
         if not isinstance(module, AgentAttention):
             continue
         for leaf in BIASES:
             value, own = fitted.get(f"{name}.{leaf}"), getattr(module, leaf)
-            if value is not None and own is not None and value.shape != own.shape:
-                fitted[f"{name}.{leaf}"] = _resized(leaf, value, own, module.trained_grid)
+            if value is None or own is None:
+                continue
+            value = value.squeeze(0) if value.ndim > own.ndim else value
+            fits = value.shape == own.shape
+            fitted[f"{name}.{leaf}"] = value if fits else _resized(leaf, value, own, module.trained_grid)
     return fitted
 
 
@@ -28,7 +34,7 @@ def _resized(leaf: str, value: Tensor, own: Tensor, agents: tuple[int, int]) -> 
 
 
 def _agents_first(leaf: str, bias: Tensor) -> Tensor:
-    """Any bias as [..., agents, rows, columns]."""
+    """Any bias as [heads, agents, rows, columns]."""
     if leaf in ("ac_bias", "ca_bias"):
         return (bias if leaf == "ac_bias" else bias.transpose(-2, -1))[..., None]
     return bias.movedim(-1, -3) if leaf in ("ha_bias", "wa_bias") else bias
