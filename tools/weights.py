@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .._version import __version__
 from ..weights import (
@@ -96,7 +96,8 @@ def _list(args: argparse.Namespace) -> int:
     if not rows:
         hint = did_you_mean(args.pattern, [entry.id for entry in entries()])
         raise UserError(f"no published checkpoint matches '{args.pattern}'{hint}")
-    table = Table("name", "task", "data", "published", "params M", "file", "licence", title=f"{len(rows)} rows")
+    name = Column("name", no_wrap=True)
+    table = Table(name, "task", "data", "published", "params M", "file", "licence", title=f"{len(rows)} rows")
     for entry in rows:
         params = "" if entry.params_m is None else f"{entry.params_m:g}"
         table.add_row(entry.id, entry.task, entry.dataset, _figures(entry), params, _file(entry), entry.license)

@@ -9,11 +9,12 @@ import threading
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
 from attnzoo.tools.main import main
 from attnzoo.weights import manifest, read_checkpoint
 from attnzoo.weights.manifest import Entry, entries, find
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -72,11 +73,12 @@ def test_list_shows_names_figures_and_licences(attnzoo):
     assert "upernet" not in out
 
 
-def test_list_takes_a_part_of_a_name_and_every_row_is_whole(attnzoo):
-    _, out, _ = attnzoo("list", "overlock")
-    wanted = [entry.id for entry in entries() if entry.family == "OverLoCK"]
-    assert len(wanted) == 17
-    assert all(any(f" {name} " in line for line in out.splitlines()) for name in wanted)
+@pytest.mark.parametrize(("pattern", "rows"), [("overlock", 17), ("*", 230)])
+def test_list_takes_a_part_of_a_name_and_shows_each_name_whole(attnzoo, pattern, rows):
+    _, out, _ = attnzoo("list", pattern)
+    wanted = [entry.id for entry in entries() if pattern.strip("*") in entry.id]
+    assert len(wanted) == rows
+    assert all(f" {name} " in out for name in wanted)
 
 
 def test_list_as_json_is_the_manifest(attnzoo):

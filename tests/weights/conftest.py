@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
+
 from attnzoo.weights import transfer
 from attnzoo.weights.manifest import Entry
-from safetensors.torch import save
 
 CONTENT = save({"weight": torch.arange(60_000, dtype=torch.float32)})
 

@@ -3,12 +3,13 @@
 import sys
 import types
 
-import attnzoo
 import pytest
 import timm
 import torch
-from attnzoo.weights import CheckpointError, convert_checkpoint
 from torch import nn
+
+import attnzoo
+from attnzoo.weights import CheckpointError, convert_checkpoint
 
 
 class Net(nn.Module):

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
+
 from attnzoo.weights import CheckpointError, fetch, read_checkpoint, transfer
 from attnzoo.weights.manifest import Mirror
-from safetensors.torch import save
 
 FILE = "net.in1k-net.pth"
 OTHER = save({"weight": torch.zeros(10)})
@@ -67,10 +68,13 @@ def test_a_cut_connection_is_resumed_where_it_broke(server, entry, content, tmp_
     assert names(tmp_path) == {FILE, f"{FILE}.json"}
 
 
-@pytest.mark.parametrize("plan", [["cut", "no range"], ["no etag cut"], ["status 500"], ["status 503", "cut"]])
+@pytest.mark.parametrize(
+    "plan", [["cut", "no range"], ["no etag cut", "serve"], ["status 500", "serve"], ["status 503", "cut", "serve"]]
+)
 def test_without_ranges_it_starts_anew(server, entry, content, tmp_path, plan):
     server.plans["/net.pth"] = list(plan)
     assert fetch(entry, tmp_path).read_bytes() == content
+    assert len(server.requests) == len(plan)
 
 
 def test_a_file_that_changed_between_two_tries_is_not_mixed(server, make_entry, content, tmp_path, monkeypatch):

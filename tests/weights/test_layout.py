@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+
 from attnzoo.weights import CheckpointError, unwrap
 
 RAW = {"stem.weight": torch.zeros(2), "head.bias": torch.zeros(3)}

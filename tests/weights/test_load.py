@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from attnzoo.weights import CheckpointError, LoadReport, best_match, load_checkpoint
 from safetensors.torch import save_file
+
+from attnzoo.weights import CheckpointError, LoadReport, best_match, load_checkpoint
 
 # nat_mini in everything but size, so that a test takes milliseconds.
 SMALL = {"embed_dim": 16, "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1], "num_classes": 7}

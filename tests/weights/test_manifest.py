@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+
 from attnzoo.weights import CheckpointError
 from attnzoo.weights.manifest import entries, find
 

@@ -6,8 +6,9 @@ import io
 import pytest
 import timm
 import torch
-from attnzoo.weights import CheckpointError, cache, manifest, pretrained, pretrained_file, pretrained_state_dict
 from safetensors.torch import save_file
+
+from attnzoo.weights import CheckpointError, cache, manifest, pretrained, pretrained_file, pretrained_state_dict
 
 STATE = {"weight": torch.arange(4.0)}
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from attnzoo.weights import CheckpointError, read_checkpoint
 from attnzoo.weights.reader import sniff
-from safetensors.torch import save_file
 
 STATE = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.ones(20)}
 

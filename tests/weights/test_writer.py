@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
-from attnzoo.weights import CheckpointError, read_checkpoint, save_safetensors
 from safetensors import safe_open
+
+from attnzoo.weights import CheckpointError, read_checkpoint, save_safetensors
 
 
 def test_what_is_written_is_read_back_with_its_metadata(tmp_path, names):
@@ -65,8 +66,9 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_litter(tmp_path,
 
 
 def test_a_full_disk_is_named_with_what_is_needed(tmp_path, monkeypatch, names):
-    from attnzoo.weights import writer
     from safetensors import SafetensorError
+
+    from attnzoo.weights import writer
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half")
