@@ -11,7 +11,11 @@ from . import (
     mavit,
     nat,
     nat_isotropic,
+    overlock,
+    s2aformer,
+    sparsifiner,
     van,
+    vit_gqa,
 )
 from ._builder import list_models
 from ._plain import Plain
@@ -33,5 +37,9 @@ __all__ = [
     "mavit",
     "nat",
     "nat_isotropic",
+    "overlock",
+    "s2aformer",
+    "sparsifiner",
     "van",
+    "vit_gqa",
 ]

@@ -1,0 +1,219 @@
+"""Sparsifiner's attention: a cheap predictor says which keys each patch attends to (Wei et al. 2023, arXiv 2303.13755).
+
+Where paper and published code disagree the code is followed: the predictor's scores are scaled by num_heads ** -0.5,
+the coefficients' softmax is cut and not normalised again, and the class token attends to all tokens.
+"""
+
+import math
+
+import torch
+from timm.layers import resample_abs_pos_embed, trunc_normal_
+from torch import Tensor, nn
+
+from ..kernels import sparse_attention
+
+
+def resample_tokens(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Rows of a class token and an image of ``grid`` patches → those of ``new_grid``, bicubic: [1 + H·W, C]."""
+    return resample_abs_pos_embed(table[None], new_grid, grid, num_prefix_tokens=1)[0]
+
+
+def resample_mixing(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """As :func:`resample_tokens`, for weights of a sum over tokens: more patches get smaller weights."""
+    table = resample_tokens(table, grid, new_grid)
+    share = grid[0] * grid[1] / (new_grid[0] * new_grid[1])
+    return torch.cat([table[:1], table[1:] * share])
+
+
+class ConnectivityPredictor(nn.Module):
+    """Which keys each patch attends to: the largest entries of a low-rank estimate of its row of attention.
+
+    A query's coefficients are its attention to R mixtures of the keys; with the R basis rows |back| they make the
+    estimate (section 3.2, equations 3 to 5). Both cuts, of coefficients and of scores, are by rank or by threshold.
+
+    The mixing matrices have one row per token of ``grid_size``; for other maps they are resampled.
+
+    Args:
+        grid_size: patches (H, W) of the images that the matrices are made for; a class token comes before them.
+        num_heads: heads.
+        head_dim: channels of a head.
+        attn_keep_rate: share of the tokens that each patch attends to, rounded up.
+        reduce_n_factor: tokens over basis rows R, rounded down.
+        reduce_c_factor: channels of a head over those of the predictor's queries and keys.
+        num_basis: R itself, in place of ``reduce_n_factor``.
+        basis_threshold: entries of the basis up to this one are zero.
+        basis_coef_topk: coefficients kept for each query; None is all.
+        basis_coef_threshold: keep all coefficients above this one in place of the largest.
+        attn_score_threshold: keep all scores above this one in place of a share of the tokens.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        grid_size: tuple[int, int],
+        num_heads: int,
+        head_dim: int,
+        attn_keep_rate: float = 0.25,
+        reduce_n_factor: int = 6,
+        reduce_c_factor: int = 2,
+        num_basis: int | None = None,
+        basis_threshold: float = 0.02,
+        basis_coef_topk: int | None = 8,
+        basis_coef_threshold: float | None = None,
+        attn_score_threshold: float | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        num_tokens = 1 + grid_size[0] * grid_size[1]
+        if not 0 < attn_keep_rate <= 1:
+            raise ValueError(f"attn_keep_rate={attn_keep_rate} is not above 0 and up to 1")
+        if not 1 <= reduce_c_factor <= head_dim:
+            raise ValueError(f"reduce_c_factor={reduce_c_factor} is not from 1 to the head's {head_dim} channels")
+        if num_basis is None:
+            if not 1 <= reduce_n_factor <= num_tokens:
+                raise ValueError(f"reduce_n_factor={reduce_n_factor} is not from 1 to the {num_tokens} tokens")
+            num_basis = num_tokens // reduce_n_factor
+        if num_basis < 1:
+            raise ValueError(f"num_basis={num_basis} is below 1")
+        if basis_coef_topk is not None and not 1 <= basis_coef_topk <= num_basis:
+            raise ValueError(f"basis_coef_topk={basis_coef_topk} is not from 1 to the {num_basis} rows of the basis")
+        self.grid_size = tuple(grid_size)
+        self.scale = num_heads**-0.5
+        self.attn_keep_rate = attn_keep_rate
+        self.basis_threshold = basis_threshold
+        self.basis_coef_topk = basis_coef_topk
+        self.basis_coef_threshold = basis_coef_threshold
+        self.attn_score_threshold = attn_score_threshold
+        self.proj_n = nn.Parameter(trunc_normal_(torch.empty(num_tokens, num_basis, **dd), std=num_tokens**-0.5))
+        self.proj_back_n = nn.Parameter(trunc_normal_(torch.empty(num_tokens, num_basis, **dd), std=num_basis**-0.5))
+        self.proj_c_q = nn.Linear(head_dim, head_dim // reduce_c_factor, **dd)
+        self.proj_c_k = nn.Linear(head_dim, head_dim // reduce_c_factor, **dd)
+
+    def estimate(
+        self, q: Tensor, k: Tensor, grid: tuple[int, int] | None = None, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The patches' estimated attention [B, heads, N - 1, N], and their cut coefficients [B, heads, N - 1, R].
+
+        Args:
+            q: the attention's queries [B, N, heads, D].
+            k: its keys, of q's shape.
+            grid: patches (H, W) of this image, ``grid_size`` where None.
+            keep: bool [B, N - 1], the patches not dropped before.
+        """
+        mix, back = self.proj_n, self.proj_back_n
+        if grid is not None and tuple(grid) != self.grid_size:
+            mix = resample_mixing(mix, self.grid_size, grid)
+            back = resample_tokens(back, self.grid_size, grid)
+        q, k = self.proj_c_q(q[:, 1:]), self.proj_c_k(k)
+        if keep is not None:
+            q = q * keep[:, :, None, None]
+            k = torch.cat([k[:, :1], k[:, 1:] * keep[:, :, None, None]], dim=1)
+        mixed = (mix.to(k.dtype).t() @ k.flatten(2)).unflatten(2, k.shape[2:])
+        coefs = (q.transpose(1, 2) * self.scale) @ mixed.permute(0, 2, 3, 1)
+        coefs = self._cut(coefs.softmax(-1))
+        basis = back.abs()
+        basis = basis * (basis > self.basis_threshold)
+        return coefs @ basis.to(coefs.dtype).t(), coefs
+
+    def _cut(self, coefs: Tensor) -> Tensor:
+        if self.basis_coef_threshold is not None:
+            return coefs * (coefs > self.basis_coef_threshold)
+        if self.basis_coef_topk is None:
+            return coefs
+        values, places = coefs.topk(self.basis_coef_topk, dim=-1)
+        return torch.zeros_like(coefs).scatter(-1, places, values)
+
+    def select(self, scores: Tensor, keep: Tensor | None = None, num_kept: int | None = None) -> Tensor:
+        """What the patches attend to: columns, int64 [B, heads, N - 1, budget], or a bool mask [B, heads, N - 1, N].
+
+        Args:
+            scores: of :meth:`estimate`.
+            keep: bool [B, N - 1], the patches not dropped before; the others are not selected.
+            num_kept: how many they are in each image; the budget is no larger.
+        """
+        scores = scores.detach()
+        if keep is not None:
+            dropped = torch.cat([torch.zeros_like(keep[:, :1]), ~keep], dim=1)
+            scores = scores.masked_fill(dropped[:, None, None], float("-inf"))
+        if self.attn_score_threshold is not None:
+            return scores > self.attn_score_threshold
+        budget = math.ceil(self.attn_keep_rate * scores.shape[-1])
+        if num_kept is not None:
+            budget = min(budget, num_kept)
+        return scores.topk(budget, dim=-1, sorted=False).indices
+
+
+class SparsifinerAttention(nn.Module):
+    """Self-attention on a class token and patches, in which patches attend to the keys of their predicted connections.
+
+    The class token attends to all tokens. The selection itself has no gradient; in training the estimated scores
+    pass theirs on as if they were added to the attention's (straight through, the value is unchanged), so that the
+    predictor learns without the published reconstruction phase; queries and keys get no gradient from it.
+
+    Args:
+        dim: width C.
+        num_heads: heads; must divide ``dim``.
+        grid_size: patches (H, W) of the images that the predictor is made for.
+        qkv_bias: give the q, k, v projection a bias.
+        proj_drop: dropout after the output projection.
+        predictor: further arguments of :class:`ConnectivityPredictor`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid_size: tuple[int, int],
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        predictor: dict | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.predictor = ConnectivityPredictor(grid_size, num_heads, dim // num_heads, **(predictor or {}), **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int] | None = None,
+        keep: Tensor | None = None,
+        num_kept: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """[B, 1 + H·W, C] → [B, 1 + H·W, C], and the class token's attention to the patches [B, H·W], head mean.
+
+        Args:
+            grid: patches (H, W) of this image, the layer's ``grid_size`` where None.
+            keep: bool [B, H·W], the patches not dropped before, None for all.
+            num_kept: how many they are in each image.
+        """
+        qkv = self.qkv(x)
+        if keep is not None:
+            qkv = torch.cat([qkv[:, :1], qkv[:, 1:] * keep[..., None]], dim=1)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        scores, _ = self.predictor.estimate(q.detach(), k.detach(), grid, keep)
+        connections = self.predictor.select(scores, keep, num_kept)
+        bias = (scores - scores.detach()).to(q.dtype) if self.training else None
+        patches = sparse_attention(q[:, 1:], k, v, connections, bias=bias)
+        row = torch.einsum("bhd,bnhd->bhn", q[:, 0] * q.shape[-1] ** -0.5, k)
+        row = row.softmax(-1, dtype=torch.float64 if row.dtype == torch.float64 else torch.float32)
+        first = torch.einsum("bhn,bnhd->bhd", row.to(v.dtype), v)
+        x = torch.cat([first[:, None], patches], dim=1).flatten(-2)
+        return self.proj_drop(self.proj(x)), row[:, :, 1:].mean(1)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}"
