@@ -15,6 +15,7 @@ import torch
 
 from ._checks import compute_dtype, is_traced
 from ._chunks import in_chunks
+from ._linear import full_precision
 
 # Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
 # shorter one copies more of the map.
@@ -78,7 +79,8 @@ def tiled_dynamic_conv(
     if bias is not None:
         items.append(bias.expand(batch, *bias.shape).flatten(0, 1))
     matrix = math.prod(axis.queries.size * axis.keys.shape[1] for axis in (_axis(*rows), _axis(*cols)))
-    out = in_chunks(lambda *chunk: _aggregate(axes, softmax, *chunk), tuple(items), matrix * x.element_size())
+    with full_precision(x.device):
+        out = in_chunks(lambda *chunk: _aggregate(axes, softmax, *chunk), tuple(items), matrix * x.element_size())
     return out.unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from ._checks import compute_dtype, per_axis
 from ._dynamic_conv_tiles import tiled_dynamic_conv
+from ._linear import full_precision
 from .dispatch import Implementation, Op
 
 
@@ -32,7 +33,7 @@ def dynamic_depthwise_conv(
         out[i] = sum over j in S(i) of w[i, j] * x[j]
 
     where w is ``weight``, plus ``rel_pos_bias[head, j - i + K - 1]`` where given, its softmax over the window where
-    asked for. Bias and softmax are computed in float32 (float64 for float64 inputs).
+    asked for. Bias and softmax are float32 (float64 for float64 inputs), products x's dtype, also under autocast.
 
     Args:
         x: values ``[B, H, W, heads, D]``; float16, bfloat16, float32 or float64.
@@ -118,7 +119,8 @@ def _reference(
     if softmax:
         weight = weight.flatten(-2).softmax(-1).unflatten(-1, kernel)
     window = x.to(dtype)[:, rows[:, None, :, None], cols[None, :, None, :]]
-    return torch.einsum("bhwnij,bhwijnd->bhwnd", weight, window).to(x.dtype)
+    with full_precision(x.device):
+        return torch.einsum("bhwnij,bhwijnd->bhwnd", weight, window).to(x.dtype)
 
 
 _op = Op(

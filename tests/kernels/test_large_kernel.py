@@ -1,0 +1,137 @@
+"""Large-kernel attention: its definition written as loops, and its two forms."""
+
+import pytest
+import torch
+from parity import fast_float64_depthwise, relative_error
+
+from attnzoo.kernels import large_kernel_attention, use_backend
+
+BACKENDS = ["reference", "torch"]
+
+
+def draw(channels, size, batch=2, local=5, dilated=7, dtype=torch.float64):
+    shapes = [(batch, channels, *size), (channels, 1, local, local), (channels, 1, dilated, dilated)]
+    shapes += [(channels, channels, 1, 1), (channels,), (channels,), (channels,)]
+    return [torch.randn(*shape, dtype=dtype) / max(1, len(shape) - 2) for shape in shapes]
+
+
+def run(backend, *args, **kwargs):
+    with use_backend(backend):
+        return large_kernel_attention(*args, **kwargs)
+
+
+def depthwise_by_loops(x, weight, bias, dilation):
+    """One image [C, H, W]."""
+    channels, height, width = x.shape
+    reach = weight.shape[-1] // 2
+    out = bias[:, None, None].expand_as(x).clone()
+    for i in range(height):
+        for j in range(width):
+            for a in range(-reach, reach + 1):
+                for b in range(-reach, reach + 1):
+                    row, col = i + a * dilation, j + b * dilation
+                    if 0 <= row < height and 0 <= col < width:
+                        out[:, i, j] += weight[:, 0, a + reach, b + reach] * x[:, row, col]
+    return out
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("size", "dilation"), [((7, 5), 3), ((6, 8), 2), ((4, 4), 1)])
+def test_definition(size, dilation, backend):
+    arguments = draw(3, size, batch=1, local=3, dilated=3)
+    x, local, dilated, point, *biases = arguments
+    attention = depthwise_by_loops(x[0], local, biases[0], 1)
+    attention = depthwise_by_loops(attention, dilated, biases[1], dilation)
+    attention = torch.einsum("oc,chw->ohw", point[:, :, 0, 0], attention) + biases[2][:, None, None]
+    with torch.no_grad():
+        found = run(backend, *arguments, dilation=dilation)
+    assert relative_error(found[0], x[0] * attention) < 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("size", [(14, 14), (16, 23), (7, 7), (1, 2)])
+def test_torch_is_the_reference(size, dtype, bound):
+    inputs = [each.requires_grad_() for each in draw(4, size, dtype=dtype)]
+    double = [each.detach().double().requires_grad_() for each in inputs]
+    with fast_float64_depthwise():
+        truth = run("reference", *double)
+        expected = torch.autograd.grad(truth.square().sum(), double)
+        found = run("torch", *inputs)
+        gradients = torch.autograd.grad(found.square().sum(), inputs)
+        with torch.no_grad():
+            assert relative_error(run("torch", *inputs), truth) < bound
+    assert relative_error(found, truth) < bound
+    for gradient, each in zip(gradients, expected, strict=True):
+        assert relative_error(gradient, each) < 10 * bound
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(3, 2), (14, 14)])
+def test_gradcheck(size, backend):
+    inputs = [each.requires_grad_() for each in draw(2, size, batch=1, local=3, dilated=3)]
+    assert torch.autograd.gradcheck(lambda *each: run(backend, *each), inputs, fast_mode=size[0] > 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_biases_and_of_views(backend):
+    x, *weights = draw(4, (15, 17))[:4]
+    nhwc = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for view in (x, nhwc, x.transpose(2, 3)):
+        expected = run("reference", view.contiguous(), *weights)
+        torch.testing.assert_close(run(backend, view, *weights), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_are_used_in_the_maps_dtype(backend):
+    x, *parameters = draw(4, (15, 17), dtype=torch.float32)
+    found = run(backend, x.bfloat16(), *parameters)
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found, run("reference", x.double(), *(each.double() for each in parameters))) < 3e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batch_of_none(backend):
+    assert run(backend, *draw(4, (15, 17), batch=0)).shape == (0, 4, 15, 17)
+
+
+def test_compiles_and_exports_with_any_batch():
+    class Model(torch.nn.Module):
+        def forward(self, x, *parameters):
+            return large_kernel_attention(x, *parameters)
+
+    inputs = tuple(draw(4, (15, 17), dtype=torch.float32))
+    torch._dynamo.reset()
+    compiled = torch.compile(Model(), fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), Model()(*inputs))
+        batch = torch.export.Dim("batch", min=1, max=64)
+        shapes = {"x": {0: batch}, "parameters": (None,) * 6}
+        program = torch.export.export(Model(), inputs, dynamic_shapes=shapes).module()
+        more = (torch.cat([inputs[0], inputs[0]]), *inputs[1:])
+        torch.testing.assert_close(program(*more), Model()(*more))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "position", "value"),
+    [
+        (ValueError, "x must be .B, C, H, W.", 0, torch.randn(4, 8, 8)),
+        (TypeError, "x must be floating point, got torch.int64", 0, torch.ones(2, 4, 8, 8, dtype=torch.int64)),
+        (ValueError, "local_weight must have shape .4, 1, k, k. with k odd, got", 1, torch.randn(4, 1, 4, 4)),
+        (ValueError, "dilated_weight must have shape", 2, torch.randn(4, 4, 7, 7)),
+        (ValueError, "point_weight must have shape .4, 4, 1, 1.", 3, torch.randn(3, 4, 1, 1)),
+        (ValueError, "dilated_bias must have shape .4,., got .3,.", 5, torch.randn(3)),
+        (TypeError, "point_bias must be a tensor, got float", 6, 1.0),
+        (ValueError, "local_bias is on meta but x is on cpu", 4, torch.empty(4, device="meta")),
+    ],
+)
+def test_bad_tensors(error, message, position, value):
+    arguments = draw(4, (8, 8), dtype=torch.float32)
+    arguments[position] = value
+    with pytest.raises(error, match=message):
+        large_kernel_attention(*arguments)
+
+
+@pytest.mark.parametrize(("error", "dilation"), [(ValueError, 0), (TypeError, 1.5), (TypeError, True)])
+def test_bad_dilation(error, dilation):
+    with pytest.raises(error, match=f"dilation must be .*got {dilation}"):
+        large_kernel_attention(*draw(4, (8, 8), dtype=torch.float32), dilation=dilation)
