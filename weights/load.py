@@ -59,8 +59,10 @@ def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in state_dict.items():
         if tensor.layout is not torch.strided:
             raise CheckpointError(f"holds a sparse tensor ({name}), which no model here uses")
-        if tensor.is_floating_point() and (count := int((~torch.isfinite(tensor.float())).sum())):
-            bad.append((name, count, tensor.numel()))
+        if tensor.is_floating_point():
+            values = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite does not know float8
+            if count := int((~torch.isfinite(values)).sum()):
+                bad.append((name, count, tensor.numel()))
     if bad:
         name, count, total = bad[0]
         others = f" and in {len(bad) - 1} more tensors" if len(bad) > 1 else ""

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from attnzoo.weights import CheckpointError, LoadReport, best_match, load_checkpoint
+from attnzoo.weights.load import check_finite
 
 # nat_mini in everything but size, so that a test takes milliseconds.
 SMALL = {"embed_dim": 16, "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1], "num_classes": 7}
@@ -103,6 +104,13 @@ def test_nan_and_infinity_are_refused_by_name_and_count(tmp_path, saved, value, 
     bad["norm.bias"][0] = value
     torch.save(bad, tmp_path / "bad.pth")
     assert "and in 1 more tensors" in refusal(vit(), tmp_path / "bad.pth")
+
+
+def test_float64_and_float8_are_looked_through_in_their_own_range():
+    check_finite({"double": torch.tensor([1e300], dtype=torch.float64), "eight": torch.ones(2).to(torch.float8_e5m2)})
+    for dtype in (torch.float64, torch.float8_e5m2):
+        with pytest.raises(CheckpointError, match=r"in x \(1 of 2 values\)"):
+            check_finite({"x": torch.tensor([1.0, float("nan")]).to(dtype)})
 
 
 def test_large_finite_values_are_no_infinity(tmp_path, saved):
