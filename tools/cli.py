@@ -18,7 +18,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each option's default, but not where there is none to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, [], ()):
+        # By identity: 0 is a default worth showing, though it equals False.
+        if action.default is None or action.default is False or action.default in ([], ()):
             return action.help
         return super()._get_help_string(action)
 

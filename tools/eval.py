@@ -143,7 +143,7 @@ def _command(args: argparse.Namespace) -> str:
     words = ["attnzoo", "eval", args.model]
     for action in parser._actions:
         value = getattr(args, action.dest, None)
-        if not action.option_strings or value == action.default or action.dest in ("resume", "overwrite"):
+        if not action.option_strings or value in (None, action.default) or action.dest in ("resume", "overwrite"):
             continue
         words.append(action.option_strings[-1])
         if action.nargs == "+":

@@ -1,6 +1,7 @@
 """Show a model's size, cost, feature pyramid and published results."""
 
 import argparse
+import hashlib
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels import use_backend
-from ..weights import manifest
+from ..weights import manifest, pretrained_file
 from .cli import UserError
 from .evaluation.models import check_name
 
@@ -71,7 +72,7 @@ def describe(name: str, img_size: list[int] | None = None, activations: bool = F
         "num_classes": model.num_classes,
         "features": _pyramid(model),
         "published": [_published(entry) for entry in rows],
-        "weights": [_weights(entry) for entry in rows if entry.url or entry.file],
+        "weights": [_weights(entry) for entry in rows if entry.url or entry.file] + _bundled(base),
     }
 
 
@@ -131,6 +132,25 @@ def _weights(entry: manifest.Entry) -> dict[str, Any]:
         "sha256": entry.sha256,
         "license": entry.license,
     }
+
+
+def _bundled(base: str) -> list[dict[str, Any]]:
+    """Weights that are part of the package, which the manifest of published ones does not list."""
+    files = {name: pretrained_file(name) for name in timm.list_pretrained(f"{base}.*")}
+    return [
+        {
+            "id": name,
+            "model": name,
+            "file": file.name,
+            "addresses": [],
+            "host": "package",
+            "size": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "license": timm.get_pretrained_cfg(name).license or "that of attnzoo",
+        }
+        for name, file in files.items()
+        if file
+    ]
 
 
 def _print(facts: dict[str, Any]) -> None:

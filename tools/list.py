@@ -44,7 +44,7 @@ def _row(name: str) -> dict[str, Any]:
         "params_m": _params_m(name, entry),
         "top1": entry.metrics.get("top1") if entry else None,
         "resolution": entry.resolution if entry and entry.resolution else default and default.input_size[-1],
-        "weights": [entry.model for entry in published if entry.model],
+        "weights": timm.list_pretrained(f"{name}.*"),
     }
 
 

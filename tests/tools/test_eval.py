@@ -1,14 +1,17 @@
 """``attnzoo eval`` on images whose answers are known."""
 
 import csv
+import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
 import torch
-from evaluation_data import CLASSES, Probe, arguments, make_folder
+from evaluation_data import CLASSES, SIZE, Probe, arguments, make_folder
 
 from attnzoo.tools.main import main
+from attnzoo.weights import manifest
 
 
 def evaluate(tmp_path, data, *more):
@@ -53,6 +56,24 @@ def test_results_say_how_to_repeat(tmp_path):
     assert "--img-size 24 32" in results["run"]["command"]
     assert "--random-weights" in results["run"]["command"]
     assert "--exif" not in results["run"]["command"]
+    assert "--help" not in results["run"]["command"]
+
+
+def test_the_command_repeats_the_run(tmp_path):
+    data = make_folder(tmp_path / "data")
+    _, first = evaluate(tmp_path, data, "--img-size", 24, "--limit", 7, "--model-kwargs", "nan_class=3")
+    assert main(shlex.split(first["run"]["command"])[1:]) == 3
+    second = json.loads((tmp_path / "results.json").read_text())
+    assert second.pop("run")["command"] == first.pop("run")["command"]
+    assert second == first
+
+
+def test_help_shows_each_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for default in ("(default: validation)", "(default: 64)", "(default: 0)", "(default: none)", "(default: auto)"):
+        assert default in text
 
 
 def test_csv_has_a_row_for_each_run(tmp_path):
@@ -77,6 +98,55 @@ def test_batch_size_workers_and_memory_format_change_nothing(tmp_path):
 def test_autocast(tmp_path):
     status, results = evaluate(tmp_path, make_folder(tmp_path / "data"), "--amp-dtype", "bfloat16")
     assert (status, results["top1"], results["settings"]["amp_dtype"]) == (0, 75.0, "bfloat16")
+
+
+def test_compile(tmp_path, monkeypatch):
+    compiled = torch.compile
+    calls = []
+
+    def traced(model):
+        calls.append(model)
+        return compiled(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    status, results = evaluate(tmp_path, make_folder(tmp_path / "data"), "--compile")
+    assert (status, results["top1"], len(calls)) == (0, 75.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "resolution", "expected"),
+    [("probe.pth", SIZE, []), ("other.pth", SIZE, ["another file"]), ("probe.pth", 224, ["published at 224 pixels"])],
+)
+def test_published_accuracy_stands_beside(tmp_path, capsys, monkeypatch, file, resolution, expected):
+    entry = dataclasses.replace(
+        manifest.entries()[0], model="test_probe.in5", file=file, metrics={"top1": 74.5}, resolution=resolution,
+        dataset="five colours",
+    )  # fmt: skip
+    monkeypatch.setattr(manifest, "entries", lambda: (entry,))
+    torch.save(Probe().state_dict(), tmp_path / "probe.pth")
+    words = [word for word in arguments(make_folder(tmp_path / "data")) if word != "--random-weights"]
+    words += ["--checkpoint", str(tmp_path / "probe.pth"), "--results", str(tmp_path / "r.json")]
+    assert main(words) == 0
+    published = json.loads((tmp_path / "r.json").read_text())["published"]
+    assert (published["top1"], published["difference"]) == (74.5, 0.5)
+    assert len(published["not_comparable"]) == len(expected)
+    assert all(part in why for part, why in zip(expected, published["not_comparable"], strict=True))
+    assert "published top-1 74.50 %, difference +0.500" in capsys.readouterr().out
+
+
+def test_fewer_images_than_published_are_not_comparable(tmp_path, monkeypatch):
+    imagenet = next(entry for entry in manifest.entries() if entry.model == "biformer_tiny.in1k")
+    entry = dataclasses.replace(imagenet, model="test_probe.in1k", file="probe.pth", resolution=SIZE)
+    monkeypatch.setattr(manifest, "entries", lambda: (entry,))
+    torch.save(Probe().state_dict(), tmp_path / "probe.pth")
+    words = [word for word in arguments(make_folder(tmp_path / "data")) if word != "--random-weights"]
+    words += ["--checkpoint", str(tmp_path / "probe.pth"), "--results", str(tmp_path / "r.json"), "--limit", "9"]
+    assert main(words) == 0
+    published = json.loads((tmp_path / "r.json").read_text())["published"]
+    assert published["not_comparable"] == [
+        "not all images were evaluated",
+        "20 images, ImageNet-1K validation has 50,000",
+    ]
 
 
 def test_limit_draws_the_same_samples_each_time(tmp_path):

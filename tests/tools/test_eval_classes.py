@@ -6,11 +6,13 @@ import tarfile
 
 import pytest
 from evaluation_data import arguments, grey, make_folder
-from timm.data import ImageNetInfo
+from timm.data import ImageDataset, ImageNetInfo
 
 from attnzoo.tools.cli import UserError
+from attnzoo.tools.evaluation import sources
 from attnzoo.tools.evaluation.class_map import load_class_map, resolve_classes
 from attnzoo.tools.evaluation.scan import scan_folder
+from attnzoo.tools.evaluation.sources import FolderReader
 from attnzoo.tools.main import main
 
 
@@ -221,11 +223,27 @@ def test_missing_packages_are_named(tmp_path, capsys, name, monkeypatch):
 
 
 def test_labels_outside_the_classes(tmp_path, capsys, monkeypatch):
-    from attnzoo.tools.evaluation import sources
-
     samples = [(grey(0), 0), (grey(1), 5)]
     monkeypatch.setattr(sources, "create_dataset", lambda *args, **kwargs: samples)
     assert "torch/things/validation/1 has the label 5" in refused(capsys, "torch/things")
+
+
+@pytest.mark.parametrize("classes", [5, 3])
+def test_named_data_set_with_classes_of_its_own(tmp_path, capsys, monkeypatch, classes):
+    """As timm reads Hugging Face data sets: encoded images and a table of classes."""
+    data = make_folder(tmp_path / "data", wrong=0, classes=classes)
+    (data / "a" / "0.png").write_bytes(b"")
+    files = sorted(data.glob("*/*.png"))
+    reader = FolderReader(data, [(str(file.relative_to(data)), "abcde".index(file.parent.name)) for file in files])
+    reader.class_to_idx = {name: index for index, name in enumerate("abcde"[:classes])}
+    monkeypatch.setattr(sources, "create_dataset", lambda *args, **kwargs: ImageDataset(data, reader=reader))
+    if classes != 5:
+        assert "torch/x has 3 classes but the model 5; --subset allows it" in refused(capsys, "torch/x")
+    assert "numbers its classes itself" in refused(capsys, "torch/x", "--class-map", "imagenet-1k")
+    status, results = evaluate(tmp_path, "torch/x", "--subset")
+    assert (status, results["counts"]["excluded"]) == (3, 1)
+    assert results["excluded"][0]["file"] == "a/0.png"
+    assert results["top1"] == (100.0 if classes == 5 else pytest.approx(3 / 11 * 100))
 
 
 def test_digits(tmp_path):

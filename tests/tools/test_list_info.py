@@ -103,6 +103,14 @@ def test_info_names_the_checkpoints(capsys):
     assert "top1 81.8" in text
 
 
+def test_bundled_weights_are_listed(capsys):
+    (row,) = json.loads(printed(capsys, "list", "dinat_nano", "--json"))
+    assert row["weights"] == ["dinat_nano.digits"]
+    (weights,) = json.loads(printed(capsys, "info", "dinat_nano.digits", "--json"))["weights"]
+    assert (weights["host"], weights["file"]) == ("package", "dinat_nano.digits.safetensors")
+    assert "dinat_nano.digits.safetensors" in printed(capsys, "info", "dinat_nano")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

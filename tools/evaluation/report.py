@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,12 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def published(subject: Subject, source: Source, config: dict[str, Any], top1: float | None, complete: bool) -> Any:
     """The published top-1 of these weights, the difference, and why it may mean nothing; None where there is none."""
-    entry = next((entry for entry in manifest.entries() if entry.model == subject.name), None)
-    if entry is None or "top1" not in entry.metrics:
+    entry = _entry(subject)
+    if entry is None:
         return None
     why = [] if complete else ["not all images were evaluated"]
+    if "file" in subject.weights and Path(subject.weights["file"]).name != entry.file:
+        why.append(f"the weights are of another file than {entry.file}")
     expected = _VALIDATION_SIZE.get(entry.dataset.lower())
     if expected is not None and source.total != expected:
         why.append(f"{source.total:,} images, {entry.dataset} validation has {expected:,}")
@@ -104,6 +107,18 @@ def published(subject: Subject, source: Source, config: dict[str, Any], top1: fl
         "not_comparable": why,
         "source": entry.source,
     }
+
+
+def _entry(subject: Subject) -> manifest.Entry | None:
+    """The row of the manifest for the model's weights; for those of a file, the one of its name or of the model."""
+    if subject.weights["source"] == "random":
+        return None
+    rows = [entry for entry in manifest.entries() if entry.model and "top1" in entry.metrics]
+    exact = [entry for entry in rows if entry.model == subject.name]
+    if "file" in subject.weights and not exact:
+        exact = [entry for entry in rows if entry.model.split(".")[0] == subject.name]
+        exact.sort(key=lambda entry: entry.file != Path(subject.weights["file"]).name)
+    return exact[0] if exact else None
 
 
 def compose(

@@ -111,8 +111,9 @@ class Session:
     def _settings(self) -> dict[str, Any]:
         """The options that a result depends on, to its last bit."""
         args = self.args
-        names = ("batch_size", "amp_dtype", "channels_last", "compile", "limit", "seed", "exif", "model_kwargs")
-        return {**{name: getattr(args, name) for name in names}, "device": self.device.type}
+        names = ("batch_size", "amp_dtype", "channels_last", "compile", "limit", "seed", "exif")
+        settings = {name: getattr(args, name) for name in names}
+        return {**settings, "model_kwargs": dict(args.model_kwargs), "device": self.device.type}
 
     def _restore(self, previous: dict[str, Any]) -> None:
         report.restore(previous, self.state)

@@ -93,7 +93,9 @@ def open_source(
     if path.is_file() and path.suffix == ".tar":
         return _tar(path, split, num_classes, chosen, class_map or "", subset)
     if "/" in where and prefix in _NAMED:
-        return _named(where, prefix, split, num_classes, chosen, class_map or "", subset, data_dir, mode)
+        if chosen is not None:
+            raise UserError(f"--class-map is for folders and tars; {where} numbers its classes itself")
+        return _named(where, prefix, split, num_classes, subset, data_dir, mode)
     kind = "is neither a folder nor a .tar file" if path.exists() else "does not exist"
     near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
     raise UserError(
@@ -155,8 +157,6 @@ def _named(
     prefix: str,
     split: str,
     num_classes: int,
-    class_map: dict[str, int] | None,
-    map_name: str,
     subset: bool,
     data_dir: str | None,
     mode: str,
@@ -169,14 +169,12 @@ def _named(
     # Each of these libraries has errors of its own; what they say is all that is known.
     except Exception as error:
         raise UserError(f"cannot open {where} ({split}): {type(error).__name__}: {error}") from None
-    reader = getattr(dataset, "reader", None)
-    labels = getattr(reader, "class_to_idx", None) or {}
     source = _wrap(dataset, f"{where}/{split}")
+    labels = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
     if labels:
-        ordered = sorted(labels, key=labels.__getitem__)
-        source.classes = resolve_classes(ordered, num_classes, class_map, map_name, subset)
-        if class_map is not None:
-            raise UserError(f"--class-map is for folders and tars; {where} numbers its classes itself")
+        source.classes = Classes(dict(labels), where)
+        if len(labels) != num_classes and not subset:
+            raise UserError(f"{where} has {len(labels)} classes but the model {num_classes}; --subset allows it")
     return source
 
 
