@@ -160,16 +160,21 @@ class ContMix(nn.Module):
     def _weights(self, query: Tensor, context: Tensor) -> list[Tensor]:
         """Logits [B, H, W, groups, window] of both windows."""
         batch, _, height, width = query.shape
-        query = (self.query(query) * self.scale).reshape(batch * self.groups, -1, height * width).transpose(1, 2)
-        key = self.key(F.adaptive_avg_pool2d(context, _REGIONS)).reshape(batch * self.groups, -1, _REGIONS**2)
+        query, key = (
+            each.unflatten(1, (self.groups, -1)).flatten(0, 1).flatten(2)
+            for each in (self.query(query) * self.scale, self.key(F.adaptive_avg_pool2d(context, _REGIONS)))
+        )
         # The projection of the affinities acts on the keys: the same product with a third of its operations.
         keys = F.linear(key, self.weight_proj.weight)
         sizes = [size**2 for size in self.windows]
         logits = (
-            torch.baddbmm(bias.to(query.dtype), query, part)
+            torch.baddbmm(bias.to(query.dtype), query.transpose(1, 2), part)
             for bias, part in zip(self.weight_proj.bias.split(sizes), keys.split(sizes, -1), strict=True)
         )
-        return [each.view(batch, self.groups, height, width, -1).permute(0, 2, 3, 1, 4) for each in logits]
+        return [
+            each.unflatten(1, (height, width)).unflatten(0, (batch, self.groups)).permute(0, 2, 3, 1, 4)
+            for each in logits
+        ]
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, windows={self.windows}"
