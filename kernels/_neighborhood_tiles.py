@@ -1,8 +1,8 @@
 """Neighborhood attention in PyTorch's own operators: tiles of queries against their keys by masked attention.
 
 Gathers the rows of each tile's queries and keys (:mod:`._tiles`) and calls scaled_dot_product_attention once per
-class of tiles with an additive mask: the bias inside windows, -inf outside. Exact at every size; reads each key
-about three times instead of kernel_size ** axes times.
+class of tiles with an additive mask: the bias inside windows, -inf outside. Exact at every size; copies each key a few
+times where a gather of every window would copy it kernel_size ** axes times.
 """
 
 from __future__ import annotations
