@@ -149,3 +149,16 @@ class AuxHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.norm(x).mean((2, 3)))
+
+
+class OverviewOutput(nn.Module):
+    """What the published dense models add to their last map: the overview, normed, projected and scaled."""
+
+    def __init__(self, dim: int, dim_out: int, **dd: Any) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(dim, **dd)
+        self.proj = nn.Conv2d(dim, dim_out, 1, **dd)
+        self.ls = ScaleShift2d(dim_out, 1e-5, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ls(self.proj(self.norm(x)))

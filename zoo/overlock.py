@@ -27,6 +27,7 @@ from ._overlock_stages import (
     FocusDownsample,
     FocusStage,
     HeadProjection,
+    OverviewOutput,
     OverviewStage,
     RepConvBlock,
 )
@@ -215,6 +216,22 @@ class OverLoCK(Pyramid):
         """Image [B, in_chans, H, W] → the stages' maps, and the overview-net's map [B, C4, H/32, W/32]."""
         maps, overviews = zip(*self._run(x, len(self.stages)), strict=True)
         return list(maps), overviews[-1]
+
+    def overview_output(self) -> OverviewOutput:
+        """A new module that makes of the overview what :meth:`forward_dense` adds to the last map."""
+        like = next(self.parameters())
+        return OverviewOutput(self.overview_dim, self.num_features, device=like.device, dtype=like.dtype)
+
+    def forward_dense(self, x: Tensor, norms: Sequence[nn.Module], output: nn.Module) -> list[Tensor]:
+        """The four maps of the published dense models, each through one of ``norms``.
+
+        As in their code the third stage reads the second map normed, the others read theirs as it is.
+        """
+        x = self.stages[0](self.stem(x))
+        second = norms[1](self.stages[1](x))
+        third, prior, overview = self.stages[2](second)
+        last = self.stages[3](third, prior)
+        return [norms[0](x), second, norms[2](third), norms[3](last) + output(overview)]
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """[B, in_chans, H, W] → logits [B, num_classes]; with ``aux_loss``, in training, those of both classifiers."""

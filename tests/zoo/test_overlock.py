@@ -14,6 +14,7 @@ from parity import (
     relative_error,
     requires_fixture,
 )
+from timm.layers import LayerNorm2d
 from timm.models import group_parameters
 
 from attnzoo.weights import CheckpointError
@@ -59,6 +60,28 @@ def test_all_published_maps(fixture):
         values = each.flatten()[torch.tensor(row["index"])]
         assert relative_error(values, torch.tensor(row["value"], dtype=torch.float64)) < 1e-8, row["point"]
     assert relative_error(logits, load_arrays(fixture)["logits"]) < 1e-7
+
+
+def test_published_dense_maps():
+    spec = requires_fixture("overlock_xt_dense")
+    state = published_state(spec)
+    model = timm.create_model("overlock_xt", num_classes=0).double().eval()
+    model.prune_intermediate_layers([0, 1, 2, 3])
+    norms = torch.nn.ModuleList(LayerNorm2d(channels) for channels in (56, 112, 340, 420, 336))
+    output = model.overview_output()
+    dense = {key: state.pop(key) for key in list(state) if key.startswith(("extra_norm.", "h_proj."))}
+    model.load_state_dict(state)
+    norms.double().load_state_dict({key.removeprefix("extra_norm."): dense[key] for key in dense if "norm" in key})
+    output.norm = norms[4]
+    output.proj.load_state_dict({leaf: dense[f"h_proj.0.{leaf}"] for leaf in ("weight", "bias")})
+    output.ls.load_state_dict({"gamma": dense["h_proj.1.weight"].flatten(), "beta": dense["h_proj.1.bias"]})
+    assert sum(p.numel() for p in torch.nn.ModuleList([model, norms[:4], output]).parameters()) == spec["num_params"]
+    with torch.no_grad(), fast_float64_depthwise():
+        maps = model.forward_dense(reference_input(spec["input"]), norms, output)
+    for each, row in zip(maps, spec["features"], strict=True):
+        values = each.flatten()[torch.tensor(row["index"])]
+        assert relative_error(values, torch.tensor(row["value"], dtype=torch.float64)) < 1e-8, row["point"]
+    assert relative_error(maps[3], load_arrays("overlock_xt_dense")["feat3"]) < 1e-7
 
 
 def test_reparameterize_keeps_the_outputs(image):
