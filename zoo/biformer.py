@@ -188,7 +188,7 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> BiFormer:
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return cfg(first_conv="stem.conv1", crop_pct=0.875, paper_ids="arXiv:2303.08810", **kwargs)
+    return cfg(first_conv="stem.conv1", paper_ids="arXiv:2303.08810", **{"crop_pct": 0.875, **kwargs})
 
 
 default_cfgs = published_cfgs(
@@ -198,7 +198,7 @@ default_cfgs = published_cfgs(
         "biformer_base.in1k": _cfg(),
         "biformer_stl.in1k": _cfg(),
         "biformer_stl_nchw.in1k": _cfg(),
-        "biformer_nano.untrained": _cfg(input_size=(3, 32, 32), pool_size=(1, 1), num_classes=10),
+        "biformer_nano.untrained": _cfg(input_size=(3, 32, 32), pool_size=(1, 1), num_classes=10, crop_pct=1.0),
     }
 )
 
