@@ -10,8 +10,7 @@ in its first four blocks only, which the published code sets and no configuratio
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import Attention, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import Attention, calculate_drop_path_rates
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -19,22 +18,9 @@ from ..layers import AgentAttention
 from ._agent import BIASES, fit_position_biases
 from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
-from ._plain import Plain
+from ._tokens import PatchStem, TokenModel, resize_positions
 
 __all__ = ["AgentDeiT"]
-
-
-class PatchStem(nn.Module):
-    """Patches: [B, 3, H, W] → [B, H/P, W/P, C]; sides are padded with zeros to multiples of the patch."""
-
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, **dd: Any) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, -x.shape[-1] % self.patch_size, 0, -x.shape[-2] % self.patch_size))
-        return self.proj(x).permute(0, 2, 3, 1)
 
 
 class AgentBlock(TransformerBlock):
@@ -45,14 +31,15 @@ class AgentBlock(TransformerBlock):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class AgentDeiT(Plain):
+class AgentDeiT(TokenModel):
     """Agent-DeiT.
 
     Args:
         in_chans: channels of the image.
         num_classes: outputs of the classifier, 0 for none.
         global_pool: what the classifier reads: token (the class token), avg of the others, or empty for all tokens.
-        img_size: image that the position embedding and biases are made for; other sizes work too.
+        img_size: image that the position embedding and biases are made for.
+        dynamic_img_size: take images of other sizes too.
         patch_size: side of a patch.
         embed_dim: width.
         depth: number of blocks.
@@ -68,8 +55,7 @@ class AgentDeiT(Plain):
         drop_path_rate: stochastic depth of the last block, growing linearly.
     """
 
-    num_prefix_tokens = 1
-    no_decay_leaves = ("cls_token", "pos_embed", *BIASES)
+    no_decay_leaves = (*TokenModel.no_decay_leaves, *BIASES)
 
     def __init__(
         self,
@@ -77,6 +63,7 @@ class AgentDeiT(Plain):
         num_classes: int = 1000,
         global_pool: str = "token",
         img_size: int | tuple[int, int] = 224,
+        dynamic_img_size: bool = True,
         patch_size: int = 16,
         embed_dim: int = 192,
         depth: int = 12,
@@ -95,8 +82,8 @@ class AgentDeiT(Plain):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
-        self.grid_size = tuple(-(-n // patch_size) for n in to_2tuple(img_size))
-        tokens = 1 + self.grid_size[0] * self.grid_size[1]
+        self.stem = PatchStem(in_chans, embed_dim, patch_size, **dd)
+        self._init_tokens(embed_dim, img_size, patch_size, dynamic_img_size, **dd)
 
         def block(i: int, drop_path: float) -> TransformerBlock:
             common = dict(qkv_bias=qkv_bias, proj_drop=proj_drop_rate, **dd)
@@ -108,20 +95,12 @@ class AgentDeiT(Plain):
             )
             return AgentBlock(embed_dim, attn, mlp_ratio, **settings)
 
-        self.stem = PatchStem(in_chans, embed_dim, patch_size, **dd)
-        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim, **dd), std=0.02))
-        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, tokens, embed_dim, **dd), std=0.02))
         self.stages = nn.Sequential(
             *(block(i, drop_path) for i, drop_path in enumerate(calculate_drop_path_rates(drop_path_rate, depth)))
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
         self.apply(init_weights)
         self._finish_plain(embed_dim, patch_size, num_classes, global_pool, drop_rate)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        positions = resample_abs_pos_embed(self.pos_embed, (x.shape[1], x.shape[2]), self.grid_size)
-        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1) + positions
 
     def _run(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         for block in self.stages:
@@ -139,11 +118,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     """Published Agent-DeiT parameter names → the zoo's; the position embedding and biases resized to the model's."""
     if any(key.startswith("patch_embed.") for key in state_dict):
         state_dict = rename_keys(state_dict, [(r"^patch_embed\.", "stem."), (r"^blocks\.", "stages.")])
-    state_dict = fit_position_biases(state_dict, model)
-    positions = state_dict.get("pos_embed")
-    if positions is not None and positions.shape != model.pos_embed.shape:
-        state_dict["pos_embed"] = resample_abs_pos_embed(positions, model.grid_size)
-    return state_dict
+    return resize_positions(fit_position_biases(state_dict, model), model)
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> AgentDeiT:

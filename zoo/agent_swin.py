@@ -138,7 +138,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 def _fit_table(table: Tensor, module: ShiftedWindowAttention) -> Tensor:
     """[offsets, heads] or [heads, rows, columns], of any window → the module's own shape."""
     if table.ndim == 3:
-        table = table.flatten(1).T
+        table = table.flatten(1).T.contiguous()
     heads, rows, columns = module.rel_pos_bias.shape
     window = (module.window_size, module.window_size)
     return resize_rel_pos_bias_table(table, window, (rows * columns, heads)).T.unflatten(1, (rows, columns))
