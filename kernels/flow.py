@@ -136,33 +136,34 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer
     """Chunk by chunk: pairs inside a chunk by masked products, earlier chunks by the running sum of their states."""
     length, width = q.shape[-2:]
     chunks = -(-length // _CHUNK)
-    padding = (0, 0, 0, chunks * _CHUNK - length)
-    q, k, v = (F.pad(x, padding).unflatten(-2, (chunks, _CHUNK)) for x in (q, k, v))
-    # Padding comes last, so no real token sees it; sigmoid makes it 0.5, which keeps its own divisions finite.
-    q, k = q.sigmoid(), k.sigmoid()
-    pairs = q @ k.transpose(-1, -2)
+    if length % _CHUNK:
+        # Padding comes last, so no real token sees it; sigmoid makes it 0.5, which keeps its own divisions finite.
+        q, k, v = (F.pad(x, (0, 0, 0, -length % _CHUNK)) for x in (q, k, v))
+    q, k, v = (x.unflatten(-2, (chunks, _CHUNK)) for x in (q.sigmoid(), k.sigmoid(), v))
     count = torch.arange(1, chunks * _CHUNK + 1, device=q.device, dtype=q.dtype).view(chunks, _CHUNK, 1)
 
     def running(x: torch.Tensor) -> torch.Tensor:
         return x.flatten(-3, -2).cumsum(-2).view_as(x)
 
-    def gather(pairs: torch.Tensor, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def gather(weight: torch.Tensor, pairs: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         # sum over j <= i of (x[i] . y[j]) weight[j]; pairs holds x . y inside chunks, its upper triangle zero.
-        states = (y.transpose(-1, -2) @ weight).cumsum(-3)
-        earlier = F.pad(states[..., :-1, :, :], (0, 0, 0, 0, 1, 0))
-        return pairs @ weight + x @ earlier
+        states = y.transpose(-1, -2) @ weight
+        return (pairs @ weight).add_(x @ states.cumsum(-3).sub_(states))
 
-    def flow(pairs: torch.Tensor, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def flow(weight: torch.Tensor, products: tuple, x_sum: torch.Tensor, y_sum: torch.Tensor) -> torch.Tensor:
         # (x + eps) . (total + eps), multiplied out, total being the running sum of y * weight.
-        total = running(y.sum(-1, keepdim=True) * weight)
-        return gather(pairs, x, y, weight) + eps * (x.sum(-1, keepdim=True) + total) + (width * eps**2 + outer_eps)
+        rest = eps * (x_sum + running(y_sum * weight)) + (width * eps**2 + outer_eps)
+        return gather(weight, *products).add_(rest)
 
-    to_keys, to_queries = pairs.tril(), pairs.transpose(-1, -2).tril()
-    ones = torch.ones_like(q[..., :1])
-    incoming, outgoing = flow(to_keys, q, k, ones), flow(to_queries, k, q, ones)
-    sink = flow(to_keys, q, k, count / outgoing) / count
-    source = (flow(to_queries, k, q, count / incoming) / count).clamp(-1, 1).exp()
-    out = gather(to_keys, q, k, v * (source / running(source) * count)) * (sink.sigmoid() / incoming)
+    pairs = q @ k.transpose(-1, -2)
+    to_queries = (pairs.transpose(-1, -2).tril(), k, q)
+    to_keys = (pairs.tril_(), q, k)
+    q_sum, k_sum = (x.sum(-1, keepdim=True) for x in (q, k))
+    ones = torch.ones_like(q_sum)
+    incoming, outgoing = flow(ones, to_keys, q_sum, k_sum), flow(ones, to_queries, k_sum, q_sum)
+    sink = flow(count / outgoing, to_keys, q_sum, k_sum) / count
+    source = (flow(count / incoming, to_queries, k_sum, q_sum) / count).clamp(-1, 1).exp()
+    out = gather(v * (source / running(source) * count), *to_keys) * (sink.sigmoid() / incoming)
     return out.flatten(-3, -2)[..., :length, :]
 
 
