@@ -5,8 +5,10 @@ the coefficients' softmax is cut and not normalised again, and the class token a
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
 
@@ -23,6 +25,17 @@ def resample_mixing(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, i
     table = resample_tokens(table, grid, new_grid)
     share = grid[0] * grid[1] / (new_grid[0] * new_grid[1])
     return torch.cat([table[:1], table[1:] * share])
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer in x's dtype."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 class ConnectivityPredictor(nn.Module):
@@ -98,26 +111,35 @@ class ConnectivityPredictor(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The patches' estimated attention [B, heads, N - 1, N], and their cut coefficients [B, heads, N - 1, R].
 
+        In float32 at least, under autocast too: connections near the cut would change with rounding.
+
         Args:
             q: the attention's queries [B, N, heads, D].
             k: its keys, of q's shape.
             grid: patches (H, W) of this image, ``grid_size`` where None.
             keep: bool [B, N - 1], the patches not dropped before.
         """
-        mix, back = self.proj_n, self.proj_back_n
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        with _no_autocast(q.device.type):
+            return self._estimate(q.to(dtype), k.to(dtype), grid, keep)
+
+    def _estimate(
+        self, q: Tensor, k: Tensor, grid: tuple[int, int] | None, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        mix, back = self.proj_n.to(q.dtype), self.proj_back_n.to(q.dtype)
         if grid is not None and tuple(grid) != self.grid_size:
             mix = resample_mixing(mix, self.grid_size, grid)
             back = resample_tokens(back, self.grid_size, grid)
-        q, k = self.proj_c_q(q[:, 1:]), self.proj_c_k(k)
+        q, k = _linear(self.proj_c_q, q[:, 1:]), _linear(self.proj_c_k, k)
         if keep is not None:
             q = q * keep[:, :, None, None]
             k = torch.cat([k[:, :1], k[:, 1:] * keep[:, :, None, None]], dim=1)
-        mixed = (mix.to(k.dtype).t() @ k.flatten(2)).unflatten(2, k.shape[2:])
+        mixed = (mix.t() @ k.flatten(2)).unflatten(2, k.shape[2:])
         coefs = (q.transpose(1, 2) * self.scale) @ mixed.permute(0, 2, 3, 1)
         coefs = self._cut(coefs.softmax(-1))
         basis = back.abs()
         basis = basis * (basis > self.basis_threshold)
-        return coefs @ basis.to(coefs.dtype).t(), coefs
+        return coefs @ basis.t(), coefs
 
     def _cut(self, coefs: Tensor) -> Tensor:
         if self.basis_coef_threshold is not None:

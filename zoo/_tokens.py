@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
-from timm.layers import register_notrace_function, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import resample_abs_pos_embed, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from ._plain import Plain
@@ -22,7 +23,7 @@ class PatchStem(nn.Module):
         return self.proj(F.pad(x, (0, -x.shape[-1] % self.patch_size, 0, -x.shape[-2] % self.patch_size)))
 
 
-@register_notrace_function  # torch.fx cannot follow the question whether the embedding fits
+@torch.fx.wrap  # it cannot follow the question whether the embedding fits
 def fit_positions(
     pos_embed: Tensor, image: Tensor, patch_size: int, grid_size: tuple[int, int], dynamic_img_size: bool
 ) -> Tensor:
