@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import yaml
+
 from attnzoo.tools import main
 
 TINY = {

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from PIL import Image
+
 from attnzoo.tools import main
 from attnzoo.tools.cli import EXIT_INCOMPLETE
 from attnzoo.tools.training.picture import Judged, choose_samples, judge
-from PIL import Image
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from attnzoo.tools.cli import UserError
 from attnzoo.tools.data.digits import digits_dataset
 

@@ -5,13 +5,14 @@ import os
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors import safe_open
+from training_runs import rows, train, write_recipe
+
 from attnzoo.tools.training.build import build_optimizer
 from attnzoo.tools.training.config import load_recipe
 from attnzoo.tools.training.log import read_metrics
 from attnzoo.weights import load_checkpoint, read_checkpoint
-from PIL import Image
-from safetensors import safe_open
-from training_runs import rows, train, write_recipe
 
 
 def test_a_run_leaves_metrics_curve_checkpoints_and_the_best_model(tmp_path, capsys):

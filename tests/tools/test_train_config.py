@@ -3,11 +3,12 @@
 import pytest
 import timm
 import yaml
+from timm.optim import list_optimizers
+from training_runs import write_recipe
+
 from attnzoo.tools import main
 from attnzoo.tools.cli import UserError
 from attnzoo.tools.training.config import RECIPES, as_tree, differing_keys, load_recipe
-from timm.optim import list_optimizers
-from training_runs import write_recipe
 
 BUNDLED = sorted(path.stem for path in RECIPES.glob("[!_]*.yaml"))
 

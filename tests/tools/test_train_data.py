@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+
 from attnzoo.tools.cli import UserError
 from attnzoo.tools.data.digits import digits_dataset
 from attnzoo.tools.training import schema
 from attnzoo.tools.training.data import EpochBatches, SeededSamples, build_datasets, build_transforms
-from PIL import Image
-from torch import nn
 
 RECIPE = schema.Recipe(schema.Model("test_vit"), schema.Data("digits"), seed=5)
 DATA = schema.Data("digits", img_size=32, degrees=10, re_prob=0.5, aa="rand-m9-mstd0.5-inc1")

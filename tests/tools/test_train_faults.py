@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import rows, train, write_recipe
+
 from attnzoo.tools.training import checkpoint, trainer
 from attnzoo.weights import CheckpointError
-from training_runs import rows, train, write_recipe
 
 
 @pytest.fixture

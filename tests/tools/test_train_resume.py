@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from attnzoo.tools.training import checkpoint
-from attnzoo.weights import read_checkpoint
 from safetensors import safe_open
 from training_runs import rows, start, train, write_recipe
+
+from attnzoo.tools.training import checkpoint
+from attnzoo.weights import read_checkpoint
 
 LAST = Path("checkpoints", "epoch-0004-update-000000")
 
