@@ -1,7 +1,8 @@
-"""Dynamic depth-wise convolution in PyTorch's own operators: products of matrices, tile by tile.
+"""Dynamic depth-wise convolution in PyTorch's own operators, as products of matrices; no position's window is gathered.
 
-The weights of a tile's windows are written into a matrix [positions, keys], zero outside the windows, which multiplies
-the tile's part of the map. Exact at every size; a position's window is never gathered.
+Where the map is hardly larger than the window many positions share one window, and their weights multiply it. Elsewhere
+the map is cut into tiles: the weights of a tile's windows are written into a matrix [positions, keys], zero outside the
+windows, which multiplies the tile's part of the map. Exact at every size.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from ._linear import full_precision
 # Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
 # shorter one copies more of the map.
 _TILE = 7
+# Up to so many different windows the positions of each are taken together.
+_SHARED_WINDOWS = 9
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,33 @@ def _aggregate(
 ) -> torch.Tensor:
     """x ``[N, H, W, D]``, weight ``[N, H, W, window]`` and bias ``[N, 2 * Kh - 1, 2 * Kw - 1]`` → ``[N, H, W, D]``."""
     weight = _weights(weight, axes, bias, softmax).to(x.dtype)
+    if math.prod(length - kernel + 1 for length, kernel in axes) <= _SHARED_WINDOWS:
+        return _by_window(x, weight, axes)
+    return _by_tile(x, weight, axes)
+
+
+def _by_window(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    """All positions of a window at once."""
+    (height, kernel_height), (width, kernel_width) = axes
+    bands = []
+    for row in range(height - kernel_height + 1):
+        band = x[:, row : row + kernel_height]
+        weights = weight[:, _sharing(row, height, kernel_height)]
+        parts = []
+        for col in range(width - kernel_width + 1):
+            part = weights[:, :, _sharing(col, width, kernel_width)]
+            window = band[:, :, col : col + kernel_width].flatten(1, 2)
+            parts.append((part.flatten(1, 2) @ window).unflatten(1, part.shape[1:3]))
+        bands.append(torch.cat(parts, 2))
+    return torch.cat(bands, 1)
+
+
+def _sharing(start: int, length: int, kernel: int) -> slice:
+    """The positions whose window begins at ``start``."""
+    return slice(start + kernel // 2 if start else 0, start + kernel // 2 + 1 if start < length - kernel else length)
+
+
+def _by_tile(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...]) -> torch.Tensor:
     rows, cols = plans = [_axis(*axis) for axis in axes]
     for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
         if plan.queries.size != axis[0]:
@@ -108,8 +138,7 @@ def _aggregate(
         )
     )
     values = values.flatten(3, 4)
-    if values.shape[3] != weight.shape[5]:
-        weight = _spread(weight, axes, values.shape[3])
+    weight = _spread(weight, axes, values.shape[3])
     out = (weight.flatten(3, 4) @ values).unflatten(3, weight.shape[3:5])
     out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):

@@ -7,11 +7,12 @@ from parity import load_arrays, reference_input, relative_error, requires_fixtur
 from attnzoo.kernels import dynamic_depthwise_conv, use_backend
 
 BACKENDS = ["reference", "torch"]
-# (H, W), kernel: one tile, several, ragged ones, windows as large as the map, kernels that are not square.
+# (H, W), kernel: shared windows, one tile, several, ragged ones, kernels that are not square.
 CASES = [
     ((7, 7), (7, 7)),
     ((9, 7), (5, 5)),
     ((14, 14), (13, 13)),
+    ((15, 13), (13, 13)),
     ((13, 30), (13, 13)),
     ((22, 37), (5, 5)),
     ((17, 31), (3, 7)),
