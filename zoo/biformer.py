@@ -198,7 +198,7 @@ default_cfgs = published_cfgs(
         "biformer_base.in1k": _cfg(),
         "biformer_stl.in1k": _cfg(),
         "biformer_stl_nchw.in1k": _cfg(),
-        "biformer_nano.untrained": _cfg(input_size=(3, 32, 32), pool_size=(1, 1), num_classes=10, crop_pct=1.0),
+        "biformer_nano.untrained": _cfg(input_size=(3, 32, 32), pool_size=(1, 1), num_classes=10),
     }
 )
 

@@ -201,7 +201,7 @@ default_cfgs = published_cfgs(
         "dinat_s_large.shi_in22k_ft_in1k": _cfg(),
         "dinat_s_large.shi_in22k": _cfg(num_classes=21841),
         "dinat_s_large_384.shi_in22k_ft_in1k": _cfg_384(),
-        "dinat_nano.digits": _cfg(input_size=(3, 32, 32), pool_size=(1, 1), num_classes=10, crop_pct=1.0),
+        "dinat_nano.digits": _cfg(input_size=(3, 32, 32), pool_size=(1, 1), num_classes=10),
     }
 )
 
