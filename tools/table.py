@@ -10,7 +10,7 @@ import timm
 from ..weights.manifest import Entry, entries
 from ..zoo import list_models
 from .cli import UserError
-from .evaluation.results import write_atomic
+from .files import write_atomic
 from .info import describe
 
 _PARITY = Path(__file__).parents[1] / "results" / "parity.json"
@@ -20,11 +20,12 @@ _HEAD = """# Models
 Written by `attnzoo table --output docs/models.md`; a test compares it with what the command writes.
 
 Parameters are in millions, multiply-adds (GMACs) in units of 10^9 for one image at the given resolution. Measured
-multiply-adds are those of all matrix products and convolutions, attention included, counted by PyTorch's flop counter on
-the `reference` implementations; publications count in different ways, which the notes below explain where it matters.
-Top-1 is the published ImageNet-1k accuracy of the checkpoint named; nothing in this table was evaluated on ImageNet here.
-Parity is the relative error of our float64 logits against the published code's (`make parity`): "keys" means that only
-parameter names, shapes and count were recorded for that variant; a dash, that there is no reference to compare with.
+multiply-adds are those of all matrix products and convolutions, attention included, counted by PyTorch's flop
+counter on the `reference` implementations; publications count in different ways, which footnotes explain where the
+difference is more than 1 % beyond the published figure's own rounding. Top-1 is the published ImageNet-1k accuracy
+of the checkpoint named; nothing in this table was evaluated on ImageNet here. Parity is the relative error of our
+float64 logits against the published code's (`make parity`): "keys" means that only parameter names, shapes and
+count were recorded for that variant; a dash, that there is no reference to compare with.
 
 | model | parameters | published | GMACs | published | resolution | top-1 | checkpoint | parity |
 |---|---|---|---|---|---|---|---|---|

@@ -1,16 +1,14 @@
 """The results file: refused before the work when it cannot be written, and never half written."""
 
 import csv
-import errno
 import io
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..cli import UserError
+from ..files import write_atomic
 
 FORMAT = "attnzoo-eval/1"
 
@@ -134,51 +132,6 @@ def _flatten(results: dict[str, Any]) -> dict[str, Any]:
         "weights_sha256": results["weights_sha256"],
         "finished": results["run"]["finished"],
     }
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, syncs it and renames it.
-
-    Raises:
-        UserError: It cannot be written. The temporary file is gone then, an older file untouched.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        full = (
-            f"disk full, {len(content)} bytes needed" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        )
-        raise UserError(f"cannot write {path}: {full}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power loss; where folders cannot be opened there is nothing to do."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def plain(value: Any) -> Any:

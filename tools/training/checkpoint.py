@@ -6,7 +6,6 @@ progress, recipe) and ``index.json`` with the size and SHA-256 of each.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -24,10 +23,10 @@ from safetensors.torch import save as safetensors_bytes
 from ...weights import CheckpointError, read_checkpoint
 from ...weights.writer import sync
 from ..cli import UserError
+from ..files import DISK_FULL, replace_file
 
 INDEX = "index.json"
 NAME = re.compile(r"epoch-(\d+)-update-(\d+)")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -130,16 +129,11 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def replace_synced(path: Path, data: bytes) -> None:
-    """Replaces a file as a whole: readers see the old content or the new, also after a power cut."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Replaces a file of the run as a whole; one sentence where that fails."""
     try:
-        write_synced(partial, data)
-        partial.replace(path)
+        replace_file(path, data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise write_error(error, path.parent, len(data)) from error
-    sync(path.parent)
 
 
 def write_error(error: OSError, folder: Path, size: int) -> UserError:

@@ -1,0 +1,52 @@
+"""Files that are whole or as they were: written under a temporary name, flushed to the disk, renamed."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from ..weights.writer import sync
+from .cli import UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: readers see the old content or the new, also after a power cut.
+
+    Raises:
+        OSError: it cannot be written; the temporary file is gone then, an older file untouched.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """As :func:`replace_file`, for a file that the user named.
+
+    Raises:
+        UserError: it cannot be written; one line says why.
+    """
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        full = f"disk full, {len(content)} bytes needed" if error.errno in DISK_FULL else error.strerror
+        raise UserError(f"cannot write {path}: {full}") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
