@@ -125,9 +125,9 @@ class GroupedQueryAttention(nn.Module):
         counts = self.heads_per_group(k)
         if counts is None:
             return grouped_query_attention(q, k, v)
-        # Query head h belongs to the first group whose running total is above h.
+        # Query head h comes after as many groups as have a running total of up to h.
         heads = torch.arange(self.num_heads, device=q.device)
-        return grouped_query_attention(q, k, v, torch.searchsorted(counts.cumsum(0), heads, right=True))
+        return grouped_query_attention(q, k, v, (heads[:, None] >= counts.cumsum(0)).sum(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, C] → [B, N, C]."""
