@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
