@@ -1,0 +1,43 @@
+"""Agent attention for diffusers pipelines: apply, remove, estimate, compare (needs ``attnzoo[diffusion]``)."""
+
+from .zoo.diffusion import (
+    PRESETS,
+    AgentAttentionCallback,
+    AgentSelfAttention,
+    AgentSettings,
+    Applied,
+    Comparison,
+    Estimate,
+    LevelEstimate,
+    Stage,
+    TokenPlan,
+    apply_agent_attention,
+    attend,
+    attend_agents,
+    compare_agent_attention,
+    estimate_agent_attention,
+    plan_tokens,
+    remove_agent_attention,
+    resolve_settings,
+)
+
+__all__ = [
+    "PRESETS",
+    "AgentAttentionCallback",
+    "AgentSelfAttention",
+    "AgentSettings",
+    "Applied",
+    "Comparison",
+    "Estimate",
+    "LevelEstimate",
+    "Stage",
+    "TokenPlan",
+    "apply_agent_attention",
+    "attend",
+    "attend_agents",
+    "compare_agent_attention",
+    "estimate_agent_attention",
+    "plan_tokens",
+    "remove_agent_attention",
+    "resolve_settings",
+]
