@@ -82,7 +82,6 @@ def arguments(data: Path, *more: object) -> list[str]:
 
 def run_until_killed(words: list[str], call: int | None, write: int | None) -> None:
     """In a process of its own: the command, with SIGKILL in a forward pass or as it syncs its n-th file."""
-    from attnzoo.tools.evaluation import results
     from attnzoo.tools.main import main
 
     if call is not None:
@@ -96,7 +95,7 @@ def run_until_killed(words: list[str], call: int | None, write: int | None) -> N
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(descriptor)
 
-    results.os.fsync = deadly
+    os.fsync = deadly
     main(words)
 
 

@@ -12,7 +12,7 @@ import torch
 from evaluation_data import arguments, at, make_folder, run_until_killed, signals
 from torch.utils.data import IterableDataset, get_worker_info
 
-from attnzoo.tools.evaluation import loading, results, sources
+from attnzoo.tools.evaluation import loading, sources
 from attnzoo.tools.main import main
 
 
@@ -195,7 +195,7 @@ def test_a_full_disk_at_the_end_costs_no_figures(data, tmp_path, capsys, monkeyp
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     assert evaluate(data, file) == 2
     out, error = capsys.readouterr()
     assert "of 28 images" in out
