@@ -10,8 +10,16 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from ..weights import convert_checkpoint, load_checkpoint
+from ._blocks import rename_keys
 
 _NORM_KEY = re.compile(r"^(?:extra_norms?\.|norm)(\d)\.(?:norm\.)?(weight|bias)$")
+# OverLoCK's own, see ``OverLoCK.forward_dense``.
+_OVERVIEW = [
+    (r"^extra_norm\.4\.", "overview.norm."),
+    (r"^h_proj\.0\.", "overview.proj."),
+    (r"^h_proj\.1\.weight$", "overview.ls.gamma"),
+    (r"^h_proj\.1\.bias$", "overview.ls.beta"),
+]
 
 
 class Backbone(nn.Module):
@@ -63,14 +71,19 @@ class Backbone(nn.Module):
         self.norms = nn.ModuleList(
             LayerNorm2d(channels, eps=eps) if out_norm else nn.Identity() for channels in self.out_channels
         )
+        # OverLoCK's published dense models are more than norms on its maps.
+        whole = out_norm and self.out_indices == [0, 1, 2, 3] and hasattr(self.body, "forward_dense")
+        self.overview = self.body.overview_output() if whole else None
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         if checkpoint is not None:
-            load_checkpoint(self, checkpoint, allow_missing=("norms.",))
+            load_checkpoint(self, checkpoint, allow_missing=("norms.", "overview."))
         self._freeze()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, in_chans, H, W] → maps [B, C_i, H_i, W_i], finest first."""
+        if self.overview is not None:
+            return self.body.forward_dense(x, self.norms, self.overview)
         maps = self.body.forward_intermediates(x, self.out_indices, intermediates_only=True)
         return [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
 
@@ -103,8 +116,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict
     if any(key.startswith("body.") for key in state_dict):
         return state_dict
     converted, rest = {}, {}
+    if model.overview is not None:
+        state_dict = rename_keys(state_dict, _OVERVIEW)
     for key, value in state_dict.items():
-        if match := _NORM_KEY.match(key):
+        if key.startswith("overview."):
+            converted[key] = value.flatten() if key.endswith("gamma") else value
+        elif match := _NORM_KEY.match(key):
             stage = int(match[1])
             if stage in model.out_indices:
                 converted[f"norms.{model.out_indices.index(stage)}.{match[2]}"] = value

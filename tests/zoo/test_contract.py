@@ -49,28 +49,32 @@ def test_structure(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name).eval()
         cfg = model.pretrained_cfg
-        channels, height, width = cfg["input_size"]
-        image = torch.randn(1, channels, height, width)
+        assert model(torch.randn(1, *cfg["input_size"])).shape == (1, cfg["num_classes"])
+    names = set(model.state_dict())
+    modules = [cfg[key] if isinstance(cfg[key], tuple) else (cfg[key],) for key in ("first_conv", "classifier")]
+    assert {f"{module}.weight" for group in modules for module in group} <= names
+    parameters = {key for key, _ in model.named_parameters()}
+    assert set(model.no_weight_decay()) <= parameters
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse))
+        assert sorted(key for keys in groups.values() for key in keys) == sorted(parameters)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_heads(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name).eval()
+        image = torch.randn(1, 3, 96, 128)
         features = model.forward_features(image)
-        pooled = model.forward_head(features, pre_logits=True)
-        assert model(image).shape == (1, cfg["num_classes"])
-        assert pooled.shape == (1, model.head_hidden_size)
         assert model.num_features == (features.shape[1] if model.output_fmt == "NCHW" else features.shape[-1])
-        names = set(model.state_dict())
-        first_conv = cfg["first_conv"] if isinstance(cfg["first_conv"], tuple) else (cfg["first_conv"],)
-        classifier = cfg["classifier"] if isinstance(cfg["classifier"], tuple) else (cfg["classifier"],)
-        assert {f"{module}.weight" for module in (*first_conv, *classifier)} <= names
-        parameters = {key for key, _ in model.named_parameters()}
-        assert set(model.no_weight_decay()) <= parameters
-        for coarse in (False, True):
-            groups = group_parameters(model, model.group_matcher(coarse=coarse))
-            assert sorted(key for keys in groups.values() for key in keys) == sorted(parameters)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (1, model.head_hidden_size)
         model.reset_classifier(0)
         assert model(image).shape == pooled.shape
         model.reset_classifier(7)
         assert model(image).shape == (1, 7)
         grey = timm.create_model(name, in_chans=1, num_classes=5)
-        assert grey(torch.randn(2, 1, height, width)).shape == (2, 5)
+        assert grey(torch.randn(2, 1, 96, 128)).shape == (2, 5)
         assert timm.create_model(name, num_classes=0, global_pool="").eval()(image).ndim == features.ndim
 
 

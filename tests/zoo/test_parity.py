@@ -63,6 +63,11 @@ def test_model_computes_what_the_reference_computes(fixture: str, parity_results
     parity_results[entry["model"]] = max(error, parity_results.get(entry["model"]) or 0.0)
     assert error < TOLERANCE
     if expected := spec.get("features"):
+        if len(expected) > len(maps):
+            # OverLoCK's also hold maps from inside its third stage, which its own tests compare.
+            shapes = [list(each.shape) for each in maps]
+            expected = [row for row in expected if row["shape"] in shapes]
+            assert len(expected) == len(maps)
         _check_maps(expected, maps[-len(expected) :])
 
 
