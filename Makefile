@@ -1,15 +1,17 @@
-# Each target sets up what it needs in .venv; PYTHON names the interpreter to build it with.
+# Every target sets up what it needs in .venv; PYTHON names the interpreter to build it with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint gpu bench clean
+.PHONY: demo test lint parity docs timm-suite gpu bench clean
 
 $(BIN)/python:
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
-	  $(PYTHON) -m pip install --quiet --user --break-system-packages virtualenv && $(PYTHON) -m virtualenv --quiet $(VENV); } || \
-	  { echo "make: $(PYTHON) can make no virtual environment; apt-get install python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
+	  { echo "make: $(PYTHON) is no Python 3.10 to 3.13; name one with PYTHON=..."; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 2; }
 
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -20,14 +22,27 @@ demo: $(VENV)/.installed-train
 	$(BIN)/attnzoo demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The relative error of every model against its fixtures, for docs/models.md.
+parity: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/zoo/test_parity.py --parity-results results/parity.json
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/attnzoo table --output docs/models.md
+
+# timm's own model tests, from its source distribution, over the zoo's names; PATTERN narrows them.
+PATTERN ?= *
+timm-suite: $(VENV)/.installed-dev
+	$(BIN)/python tests/timm_suite/run.py "$(PATTERN)" -n $(JOBS)
+
 gpu: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m gpu
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -m gpu || \
+	  $(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available()) or print("no GPU here: nothing to run")'
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/attnzoo bench ops

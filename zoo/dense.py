@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
