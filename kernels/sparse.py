@@ -145,8 +145,9 @@ def _masked(
     if mask.dtype != torch.bool:
         shape = (*mask.shape[:-1], k.shape[1])
         kept = q.new_zeros(()) if bias is None else bias.gather(-1, mask)
+        # In place: the mask is the largest tensor here, and a copy of it costs as much as the softmax.
         left_out = torch.full(shape, float("-inf"), dtype=q.dtype, device=q.device)
-        mask = left_out.scatter(-1, mask, kept.expand(mask.shape))
+        mask = left_out.scatter_(-1, mask, kept.expand(mask.shape))
     elif bias is not None:
         mask = bias.masked_fill(~mask, float("-inf"))
     out = F.scaled_dot_product_attention(

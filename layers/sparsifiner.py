@@ -147,7 +147,7 @@ class ConnectivityPredictor(nn.Module):
         if self.basis_coef_topk is None:
             return coefs
         values, places = coefs.topk(self.basis_coef_topk, dim=-1)
-        return torch.zeros_like(coefs).scatter(-1, places, values)
+        return torch.zeros_like(coefs).scatter_(-1, places, values)
 
     def select(self, scores: Tensor, keep: Tensor | None = None, num_kept: int | None = None) -> Tensor:
         """What the patches attend to: columns, int64 [B, heads, N - 1, budget], or a bool mask [B, heads, N - 1, N].
