@@ -3,9 +3,12 @@
 import argparse
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import timm
+import torch
 
 from ..weights.manifest import Entry, entries
 from ..zoo import list_models
@@ -31,6 +34,9 @@ count were recorded for that variant; a dash, that there is no reference to comp
 |---|---|---|---|---|---|---|---|---|
 """
 
+_BEGIN = "<!-- models: written by `attnzoo table --readme README.md` -->"
+_END = "<!-- end of models -->"
+
 # Why a family's published multiply-adds differ from a full count by more than a per cent.
 NOTES: dict[str, str] = {}
 
@@ -39,9 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", default="*", metavar="PATTERN", help="models to list")
     parser.add_argument("--parity", type=Path, default=_PARITY, metavar="FILE", help="errors that 'make parity' wrote")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of printing")
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="renew the families' summary in this README instead"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.readme is not None:
+        write_atomic(args.readme, with_summary(args.readme.read_text(encoding="utf-8")).encode())
+        return 0
     text = models_table(args.pattern, args.parity)
     if args.output is None:
         print(text, end="")
@@ -67,6 +79,45 @@ def models_table(pattern: str = "*", parity: Path = _PARITY) -> str:
     rows = [_row(name, errors, notes) for name in names]
     footnotes = "".join(f"\n[^{i}]: {note}\n" for i, note in enumerate(notes, 1))
     return _HEAD + "\n".join(rows) + "\n" + footnotes
+
+
+def with_summary(readme: str) -> str:
+    """A README's text with the families' summary between its two markers renewed.
+
+    Raises:
+        UserError: the markers are not there.
+    """
+    before, found, rest = readme.partition(_BEGIN)
+    _, closed, after = rest.partition(_END)
+    if not found or not closed:
+        raise UserError(f"the README lacks the lines {_BEGIN!r} and {_END!r}")
+    families: dict[str, list[str]] = {}
+    for name in list_models():
+        families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
+    rows = [_summary(module, names) for module, names in sorted(families.items())]
+    table = "\n".join(["| family | models | parameters |", "|---|---|---|", *rows])
+    return f"{before}{_BEGIN}\n{table}\n{_END}{after}"
+
+
+def _summary(module: str, names: list[str]) -> str:
+    """One family: its file's first line, its names with their common start once, and the span of its sizes."""
+    title = (sys.modules[module].__doc__ or "").strip().split("\n")[0].rstrip(".")
+    sizes = {name: _millions(name) for name in names}
+    names = sorted(names, key=sizes.__getitem__)
+    start = os.path.commonprefix(names)
+    start = start[: start.rfind("_") + 1]
+    shown = ", ".join(f"`{name}`" for name in names)
+    if start and len(names) > 1:
+        shown = f"`{start}` " + ", ".join(name.removeprefix(start) for name in names)
+    low, high = sizes[names[0]], sizes[names[-1]]
+    return (
+        f"| {title} | {shown} | {low:.1f} M |" if low == high else f"| {title} | {shown} | {low:.1f} to {high:.1f} M |"
+    )
+
+
+def _millions(name: str) -> float:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name).parameters()) / 1e6
 
 
 def _row(name: str, errors: dict[str, float | None], notes: list[str]) -> str:

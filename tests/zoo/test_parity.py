@@ -1,5 +1,6 @@
 """Every published variant against what its reference implementation computes, in float64 with strict loading."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -56,6 +57,9 @@ def test_model_computes_what_the_reference_computes(fixture: str, parity_results
         parity_results.setdefault(entry["model"], None)
         return
     model.load_state_dict(state, strict=True)
+    if noise := spec.get("noise"):
+        draws = np.random.RandomState(noise["seed"])
+        model.set_noise(lambda rows, columns: torch.from_numpy(draws.random_sample((rows, columns))))
     with torch.no_grad(), fast_float64_depthwise():
         features, maps = model.forward_intermediates(reference_input(spec["input"]))
         logits = model.forward_head(features)
