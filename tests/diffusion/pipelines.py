@@ -87,11 +87,12 @@ def controlnet() -> ControlNetModel:
     torch.manual_seed(1)
     keys = ("block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim", "norm_num_groups")
     net = ControlNetModel(
-        **{key: UNET[key] for key in keys}, attention_head_dim=2, conditioning_embedding_out_channels=(8, 16)
+        **{key: UNET[key] for key in keys}, attention_head_dim=2, conditioning_embedding_out_channels=(4, 4, 8, 8)
     ).eval()
-    for parameter in net.parameters():
-        # Its output convolutions begin at zero and would control nothing.
-        torch.nn.init.normal_(parameter, std=0.05)
+    # Its output convolutions begin at zero and would control nothing.
+    for convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(convolution.weight, std=0.3)
+    torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=0.3)
     return net
 
 

@@ -152,7 +152,8 @@ def count_flops(model: nn.Module, height: int, width: int) -> int:
     inner = unwrap(model)
     with torch.device("meta"):
         inputs = _example_inputs(inner, height, width)
-        bare = type(inner).from_config(dict(inner.config)).eval().requires_grad_(False)
+        # What a legacy constructor makes is on the CPU even so.
+        bare = type(inner).from_config(dict(inner.config)).to("meta").eval().requires_grad_(False)
         counter = FlopCounterMode(display=False)
         # The mathematical form of attention is made of matrix products, which are counted.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

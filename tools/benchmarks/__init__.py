@@ -1,0 +1,1 @@
+"""What ``attnzoo bench`` measures, one subject a file."""
