@@ -8,12 +8,14 @@ those of NATTEN 0.14.6, with which the published checkpoints were trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
 from ._neighborhood_tiles import tiled_attention
 from .dispatch import Implementation, Op
+from .fused._launch import why_not_fused
 
 
 def neighborhood_attention(
@@ -138,9 +140,22 @@ def _reference(
     return out.to(q.dtype).unflatten(1, space)
 
 
+def _triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *problem: Any) -> torch.Tensor:
+    from .fused.neighborhood import fused_neighborhood_attention
+
+    return fused_neighborhood_attention(q, k, v, *problem)
+
+
+def _why_not_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *problem: Any) -> str | None:
+    if q.ndim == 6:
+        return "no kernel for three axes of space"
+    return why_not_fused(q, (q.shape[-1], v.shape[-1]))
+
+
 _op = Op(
     "neighborhood_attention",
     _prepare,
+    triton=Implementation(_triton, _why_not_triton),
     torch=Implementation(tiled_attention),
     reference=Implementation(_reference),
 )

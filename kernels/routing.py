@@ -7,6 +7,7 @@ algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
 from ._chunks import in_chunks
 from .dispatch import Implementation, Op
+from .fused._launch import why_not_fused
 
 
 def bi_level_routing_attention(
@@ -94,8 +96,18 @@ def _from_regions(x: torch.Tensor, regions: tuple[int, int], size: tuple[int, in
 def _route(q: torch.Tensor, k: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
     """Indices ``[B, regions, topk]`` of the regions that each region attends to; q, k as regions."""
     dtype = compute_dtype(q.dtype)
-    query, key = (x.mean(2, dtype=dtype).flatten(2) for x in (q, k))
+    return _best(*(x.mean(2, dtype=dtype).flatten(2) for x in (q, k)), topk, scale)
+
+
+def _best(query: torch.Tensor, key: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
+    """Indices of the ``topk`` keys with the largest products, from descriptors ``[B, regions, channels]``."""
     return ((query * scale) @ key.transpose(1, 2)).topk(topk).indices
+
+
+def _region_means(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
+    """Descriptors ``[B, regions, heads * D]`` of a map, without a copy of it."""
+    cells = x.unflatten(2, (regions[1], -1)).unflatten(1, (regions[0], -1))
+    return cells.mean((2, 4), dtype=compute_dtype(x.dtype)).flatten(1, 2).flatten(2)
 
 
 def _reference(
@@ -156,9 +168,23 @@ def _attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int,
     return out.transpose(1, 2).reshape(batch, count, tokens, heads, v.shape[-1])
 
 
+def _triton(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
+) -> torch.Tensor:
+    from .fused.routing import fused_routed_attention
+
+    chosen = _best(*(_region_means(x, regions) for x in (q.detach(), k.detach())), topk, scale)
+    return fused_routed_attention(q, k, v, chosen.int(), regions, scale)
+
+
+def _why_not_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *problem: Any) -> str | None:
+    return why_not_fused(q, (q.shape[-1], v.shape[-1]))
+
+
 _op = Op(
     "bi_level_routing_attention",
     _prepare,
+    triton=Implementation(_triton, _why_not_triton),
     torch=Implementation(_torch),
     reference=Implementation(_reference),
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnzoo.kernels import (
-    bi_level_routing_attention,
+    agent_attention,
     dispatch,
     explain,
     get_backend,
@@ -68,7 +68,7 @@ def test_forced_and_unable_is_an_error_with_the_reason(op):
 
 def test_forced_and_missing_is_an_error():
     with use_backend("triton"), pytest.raises(RuntimeError, match="has no triton implementation"):
-        bi_level_routing_attention(X, X, X, 2, 1)
+        agent_attention(*[X[:, 0]] * 4)
 
 
 def test_setter_context_and_nesting():
@@ -110,7 +110,7 @@ def test_explain(op):
 
 def test_explain_a_real_op():
     text = str(explain(neighborhood_attention, X, X, X, kernel_size=3, dilation=2))
-    assert text.startswith("neighborhood_attention: torch runs\n  triton: neighborhood_attention has no triton")
+    assert text.startswith("neighborhood_attention: torch runs\n  triton: needs a CUDA device, not cpu")
     with pytest.raises(TypeError, match="explain takes one of .*neighborhood_attention"):
         explain(torch.relu, X)
     with pytest.raises(ValueError, match="kernel_size must be odd"):

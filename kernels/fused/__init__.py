@@ -1,0 +1,1 @@
+"""Fused Triton kernels, one op a module; an op imports its module when it first runs there."""

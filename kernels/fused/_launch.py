@@ -1,0 +1,131 @@
+"""What fused ops share around their kernels: whether they can run, and how one is launched. Imports no Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..dispatch import get_backend
+
+# The widest head that the kernels take; float32 needs more registers for each channel.
+MAX_WIDTH = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# AMD's matrix units have float32; NVIDIA's have TF32, of which three products are as good.
+FLOAT32_PRECISION = "ieee" if torch.version.hip else "tf32x3"
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _compute_capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def why_not_fused(x: torch.Tensor, widths: Sequence[int] = ()) -> str | None:
+    """The reason why no fused kernel runs on ``x``, or None.
+
+    Args:
+        x: one of the op's inputs, for its device and dtype.
+        widths: channels of a head, of each input.
+    """
+    if x.dtype not in MAX_WIDTH:
+        return f"no kernel for {x.dtype}, only for float16, bfloat16 and float32"
+    most = MAX_WIDTH[x.dtype]
+    if any(n > most for n in widths):
+        return f"no kernel for heads of {max(widths)} channels in {x.dtype}, only up to {most}"
+    # The interpreter is for tests: only who asks for it gets it.
+    simulated = x.device.type == "cpu" and get_backend() == "triton" and interpreted()
+    if x.device.type != "cuda" and not simulated:
+        return f"needs a CUDA device, not {x.device.type}"
+    if not _HAS_TRITON:
+        return "Triton is not installed"
+    if not simulated and torch.version.hip is None:
+        capability = _compute_capability(x.device.index)
+        if capability < (8, 0):
+            return f"needs compute capability 8.0, the device has {capability[0]}.{capability[1]}"
+    return None
+
+
+def out_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a kernel stores its result for ``dtype`` in: the interpreter truncates to bfloat16, where a GPU
+    rounds."""
+    return torch.float32 if dtype == torch.bfloat16 and interpreted() else dtype
+
+
+def dot_options(dtype: torch.dtype) -> dict[str, Any]:
+    """The constants that every kernel with dot products takes.
+
+    UPCAST: convert to float32 right after loading, as the interpreter computes wrongly in bfloat16. PRECISION: of dot
+    products.
+    """
+    return {
+        "UPCAST": interpreted() and dtype == torch.bfloat16,
+        "PRECISION": FLOAT32_PRECISION if dtype == torch.float32 else "ieee",
+    }
+
+
+def block_width(channels: int) -> int:
+    """The power of two, at least 16, that holds ``channels``."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def with_strides(x: torch.Tensor) -> tuple:
+    """``x`` and its strides as one argument of a kernel."""
+    return (x, *x.stride())
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its arguments: run on a device, or compiled ahead of time from meta tensors.
+
+    Attributes:
+        kernel: the jitted function.
+        grid: programs along each axis.
+        arguments: its arguments by name, constants included.
+        num_warps, num_stages: as Triton names them.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # Triton's default for fusing multiplications and additions changes with its version.
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+    def run(self, like: torch.Tensor) -> None:
+        """Launches it on the device of ``like``; nothing where the grid is empty."""
+        if all(self.grid):
+            with torch.cuda.device_of(like):
+                self.kernel[self.grid](**self.arguments, **self.options)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the ahead-of-time gate compiles: every fused module has a list ``CASES`` of these.
+
+    Attributes:
+        name: of the problem; with the kernel's name it makes the row of the table.
+        build: (dtype, channels of a head) → the launches on meta tensors.
+        widths: channels of a head that the full sweep tries, in every dtype.
+        every_run: the (dtype, channels) that every run of the tests compiles.
+        allowed: "kernel dtype width" → why it may spill, where it may.
+    """
+
+    name: str
+    build: Callable[[torch.dtype, int], Sequence[Launch]]
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    every_run: tuple[tuple[str, int], ...] = (("bf16", 32), ("bf16", 64), ("fp32", 32), ("fp32", 64))
+    allowed: dict[str, str] = field(default_factory=dict)

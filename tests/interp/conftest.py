@@ -1,0 +1,69 @@
+"""Fused kernels under Triton's interpreter where there is no GPU, natively where there is one.
+
+Triton reads TRITON_INTERPRET when it is first imported, and importing torchvision imports it: the variable has to be
+set before pytest starts, and this folder has a process of its own.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attnzoo.kernels.fused._launch import Launch
+
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    raise pytest.UsageError("no GPU is visible: run tests/interp by itself with TRITON_INTERPRET=1")
+
+
+def _ranges(value: object) -> list[tuple[int, int]]:
+    """Addresses (first, past the last) of the storages of all tensors in a kernel's argument."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        return [(storage.data_ptr(), storage.data_ptr() + storage.nbytes())]
+    return [each for part in value for each in _ranges(part)] if isinstance(value, tuple) else []
+
+
+@pytest.fixture(autouse=True)
+def memory_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a kernel reads or writes outside its arguments, which the interpreter lets pass."""
+    if torch.cuda.is_available():
+        return
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    allowed: list[tuple[int, int]] = []
+    run = Launch.run
+
+    def watched_run(launch: Launch, like: torch.Tensor) -> None:
+        allowed[:] = [each for value in launch.arguments.values() for each in _ranges(value)]
+        run(launch, like)
+
+    def watch(method: str, place_of_mask: int) -> None:
+        real = getattr(InterpreterBuilder, method)
+
+        def watched(builder: InterpreterBuilder, pointers: Any, *args: Any) -> Any:
+            used = pointers.data[args[place_of_mask].data]
+            inside = np.zeros(used.shape, bool)
+            for first, past in allowed:
+                inside |= (used >= first) & (used < past)
+            assert inside.all(), f"{method}: {(~inside).sum()} addresses outside the kernel's arguments"
+            return real(builder, pointers, *args)
+
+        monkeypatch.setattr(InterpreterBuilder, method, watched)
+
+    monkeypatch.setattr(Launch, "run", watched_run)
+    watch("create_masked_load", 0)
+    watch("create_masked_store", 1)
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Fills what torch.empty and its kind return with NaN, so that an output left unwritten shows."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    assert filled, "PyTorch fills uninitialized memory unless told not to"
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
