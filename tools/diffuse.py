@@ -114,14 +114,13 @@ def _load(args: argparse.Namespace) -> Any:
     try:
         pipe = DiffusionPipeline.from_pretrained(
             args.pipeline,
-            dtype=getattr(torch, args.dtype),
             use_safetensors=True,
             local_files_only=folder.exists(),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise UserError(f"cannot load the pipeline {args.pipeline}: {' '.join(str(error).split())}") from error
     try:
-        pipe = pipe.to(device)
+        pipe = pipe.to(device, getattr(torch, args.dtype))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
     pipe.set_progress_bar_config(disable=True)

@@ -41,6 +41,22 @@ def test_draws(folder, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-0.png", "cat-1.png", "cat.png"]
 
 
+def test_dtype(folder, tmp_path, monkeypatch):
+    from diffusers import StableDiffusionPipeline
+
+    seen = []
+    call = StableDiffusionPipeline.__call__
+
+    def noted(pipe, *args, **kwargs):
+        seen.append(pipe.dtype)
+        return call(pipe, *args, **kwargs)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", noted)
+    words = ["diffuse", folder, "--prompt", PROMPT, *SMALL, "--dtype", "bfloat16", "--set", "cell=2", "stop=1.0"]
+    assert main([*words, "--output", str(tmp_path / "cat.png")]) == 0
+    assert seen == [torch.bfloat16]
+
+
 def test_compares(folder, tmp_path, capsys):
     output = tmp_path / "both.png"
     words = ["diffuse", folder, "--prompt", PROMPT, *SMALL, "--compare", "--seed", "0", "4"]

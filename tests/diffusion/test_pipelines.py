@@ -348,16 +348,33 @@ def test_accelerate_offload_before_and_after(pipe, plain, agents):
 
 
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
-def test_group_offload_before_and_after(pipe, plain, agents, kind):
+def test_group_offload_before_and_after(pipe, plain, kind):
+    """Weights that move round differently, on which a ranking may depend; means of cells do not."""
     from diffusers.hooks import apply_group_offloading
 
+    def close(drawn, expected):
+        torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+
+    settings = dict(stop=1.0, cell=2, agent_source="grid", merge_ratio=0.0)
+    apply_agent_attention(pipe, **settings)
+    agents = latents_of(pipe)
+    assert differs(agents, plain)
     options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     apply_group_offloading(pipe.unet, torch.device("cpu"), torch.device("cpu"), offload_type=kind, **options)
-    assert torch.equal(latents_of(pipe), agents)
+    close(latents_of(pipe), agents)
     remove_agent_attention(pipe)
-    assert torch.equal(latents_of(pipe), plain)
-    apply_agent_attention(pipe, **SETTINGS)
-    assert torch.equal(latents_of(pipe), agents)
+    close(latents_of(pipe), plain)
+    apply_agent_attention(pipe, **settings)
+    close(latents_of(pipe), agents)
+
+
+def test_the_timestep_is_found_behind_another_hook(pipe):
+    """Hooks that replace forward hide its arguments."""
+    apply_agent_attention(pipe)
+    expected = stages_of(pipe, steps=5, height=64, width=64)
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    assert stages_of(pipe, steps=5, height=64, width=64) == expected == ["agents"] * 2 + ["tome"] * 3
 
 
 def test_pyramid_attention_broadcast_after_the_patch_and_before(pipe, plain, agents):

@@ -12,6 +12,7 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
 
 from .attention import Slot
+from .blocks import unwrap
 from .settings import AgentSettings, Stage
 
 _logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def _say_stage_is_fixed() -> bool:
 def _argument(
     model: nn.Module, name: str, args: tuple, kwargs: dict[str, Any], other_names: tuple[str, ...] = ()
 ) -> Any:
-    inner = getattr(model, "_orig_mod", model)
-    names = list(inspect.signature(inner.forward).parameters)
+    # The class's: hooks of others replace the instance's and hide its arguments.
+    names = list(inspect.signature(type(unwrap(model)).forward).parameters)[1:]
     for known in (name, *other_names):
         if known in kwargs:
             return kwargs[known]
