@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
 # From this side on phases also win in training; below, the backward of many tiny maps costs more than it saves.
@@ -120,21 +121,43 @@ def _by_phases(
     point_bias: torch.Tensor | None,
     dilation: int,
 ) -> torch.Tensor:
-    """Channels last, and the dilated convolution as a dense one of every phase of the map.
+    """Channels last, a few images at a time, and the dilated convolution as a dense one of every phase of the map.
 
     oneDNN has no fast path for dilated depth-wise convolutions: on a CPU they take about twenty times the dense one's
     time. Positions of one phase (row and column modulo the dilation) only meet each other.
     """
+    parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     if x.device.type != "cpu":
-        return _reference(x, local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias, dilation)
+        return _reference(x, *parameters, dilation)
+    out = in_chunks(
+        lambda images: _channels_last(images, *parameters, dilation), (x,), x[:1].numel() * x.element_size()
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def _channels_last(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_bias: torch.Tensor | None,
+    point_bias: torch.Tensor | None,
+    dilation: int,
+) -> torch.Tensor:
+    """x ``[B, C, H, W]`` → ``[B, H, W, C]``."""
     x = x.contiguous(memory_format=torch.channels_last)
     attention = _depthwise(x, local_weight, local_bias)
-    if dilation > 1 and _phases_pay(x):
-        phases = _depthwise(_to_phases(attention, dilation), dilated_weight, dilated_bias)
-        attention = _from_phases(phases, dilation)[:, : x.shape[2], : x.shape[3]]
+    phases = dilation > 1 and _phases_pay(x)
+    if phases:
+        attention = _depthwise(_to_phases(attention, dilation), dilated_weight, dilated_bias)
     else:
-        attention = _depthwise(attention, dilated_weight, dilated_bias, dilation).permute(0, 2, 3, 1)
-    return x * F.linear(attention, point_weight.flatten(1), point_bias).permute(0, 3, 1, 2)
+        attention = _depthwise(attention, dilated_weight, dilated_bias, dilation)
+    # Phases are still contiguous here; cropped to the map's size they would be copied for this product.
+    attention = F.linear(attention.permute(0, 2, 3, 1), point_weight.flatten(1), point_bias)
+    if phases:
+        attention = _from_phases(attention, dilation)[:, : x.shape[2], : x.shape[3]]
+    return x.permute(0, 2, 3, 1) * attention
 
 
 def _phases_pay(x: torch.Tensor) -> bool:
@@ -150,8 +173,8 @@ def _to_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:
 
 
 def _from_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:
-    """Undoes :func:`_to_phases`, zeros included, but leaves channels last: ``[B, H, W, C]``."""
-    x = x.permute(0, 2, 3, 1).unflatten(0, (-1, dilation, dilation))
+    """Undoes :func:`_to_phases`, zeros included, with channels last on both sides."""
+    x = x.unflatten(0, (-1, dilation, dilation))
     return x.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
 
 
