@@ -162,16 +162,14 @@ def _compare(
 def _draw(console: Console, pipe: Any, args: argparse.Namespace, call: dict[str, Any]) -> None:
     import torch
 
+    from ..zoo.diffusion.compare import step_callback
+
     with _progress(console) as progress:
         task = progress.add_task("steps", total=len(args.seed) * args.steps)
-
-        def step_ended(pipe: Any, index: int, timestep: Any, values: dict) -> dict:
-            progress.advance(task)
-            return values
-
+        call = {**call, **step_callback(pipe, lambda: progress.advance(task))}
         for seed in args.seed:
             generator = torch.Generator("cpu").manual_seed(seed)
-            image = pipe(args.prompt, generator=generator, callback_on_step_end=step_ended, **call).images[0]
+            image = pipe(args.prompt, generator=generator, **call).images[0]
             name = f"{args.output.stem}-{seed}.png" if len(args.seed) > 1 else args.output.name
             _write(image, args.output.with_name(name))
             console.print(f"seed {seed}: {args.output.with_name(name)}")

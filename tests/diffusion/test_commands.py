@@ -11,6 +11,7 @@ from pipelines import PROMPT, latents_of, pipeline
 from attnzoo.diffusion import AgentSelfAttention, apply_agent_attention, compare_agent_attention
 from attnzoo.tools.benchmarks import diffusion as bench
 from attnzoo.tools.main import main
+from attnzoo.zoo.diffusion.compare import step_callback
 
 SMALL = ["--height", "64", "--width", "64", "--steps", "3", "--threads", "1", "--device", "cpu"]
 
@@ -154,6 +155,23 @@ def test_comparison_leaves_the_pipeline_unpatched_on_an_error(pipe):
         compare_agent_attention(pipe, PROMPT, seed=[])
     with pytest.raises(TypeError, match="pipeline is needed"):
         compare_agent_attention(pipe.unet, PROMPT)
+
+
+def test_steps_of_pipelines_with_the_older_callback():
+    """PixArt's, for one."""
+
+    class Older:
+        def __call__(self, prompt, callback=None):
+            callback(0, 981, "latents")
+
+    class Without:
+        def __call__(self, prompt):
+            pass
+
+    steps = []
+    Older()("", **step_callback(Older(), lambda: steps.append(1)))
+    assert steps == [1]
+    assert step_callback(Without(), print) == step_callback(Older(), None) == {}
 
 
 def test_saves_the_picture_or_nothing(pipe, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import os
 import threading
@@ -178,21 +179,31 @@ def compare_agent_attention(
 def _runs(
     pipe: Any, prompt: str, seeds: tuple[int, ...], on_step: Callable[[], None] | None, call: dict[str, Any]
 ) -> tuple[Run, ...]:
-    def step_ended(pipe: Any, index: int, timestep: Any, values: dict) -> dict:
-        if on_step is not None:
-            on_step()
-        return values
-
+    counted = {**call, **step_callback(pipe, on_step)}
     _draw(pipe, prompt, seeds[0], {**call, "num_inference_steps": 1})
     runs = []
     for seed in seeds:
         with _PeakMemory(denoisers(pipe)[0]) as memory:
             started = time.perf_counter()
-            image = _draw(pipe, prompt, seed, {**call, "callback_on_step_end": step_ended})
+            image = _draw(pipe, prompt, seed, counted)
             memory.synchronize()
             seconds = time.perf_counter() - started
         runs.append(Run(image, seconds, memory.peak_mb))
     return tuple(runs)
+
+
+def step_callback(pipe: Any, on_step: Callable[[], None] | None) -> dict[str, Any]:
+    """What to pass to a pipeline to have ``on_step`` called after every step; nothing where it has no such argument."""
+
+    def step_ended(*args: Any) -> Any:
+        on_step()
+        return args[-1]
+
+    if on_step is None:
+        return {}
+    known = inspect.signature(type(pipe).__call__).parameters
+    name = next((name for name in ("callback_on_step_end", "callback") if name in known), None)
+    return {} if name is None else {name: step_ended}
 
 
 def _draw(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> Image.Image:
