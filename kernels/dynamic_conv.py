@@ -8,6 +8,7 @@ code (``na2d_av`` of NATTEN) the published models compute it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from ._checks import compute_dtype, per_axis
 from ._dynamic_conv_tiles import tiled_dynamic_conv
 from ._linear import full_precision
 from .dispatch import Implementation, Op
+from .fused._launch import why_not_fused
 
 
 def dynamic_depthwise_conv(
@@ -123,6 +125,20 @@ def _reference(
         return torch.einsum("bhwnij,bhwijnd->bhwnd", weight, window).to(x.dtype)
 
 
+def _triton(x: torch.Tensor, *problem: Any) -> torch.Tensor:
+    from .fused.dynamic_conv import fused_dynamic_conv
+
+    return fused_dynamic_conv(x, *problem)
+
+
+def _why_not_triton(x: torch.Tensor, weight: torch.Tensor, *problem: Any) -> str | None:
+    return why_not_fused(x, (x.shape[-1],)) or why_not_fused(weight)
+
+
 _op = Op(
-    "dynamic_depthwise_conv", _prepare, torch=Implementation(tiled_dynamic_conv), reference=Implementation(_reference)
+    "dynamic_depthwise_conv",
+    _prepare,
+    triton=Implementation(_triton, _why_not_triton),
+    torch=Implementation(tiled_dynamic_conv),
+    reference=Implementation(_reference),
 )

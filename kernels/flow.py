@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ._cross import check_cross_qkv
 from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
+from .fused._launch import why_not_fused
 
 # Tokens of a chunk of the causal form: within a chunk all pairs, between chunks one D x Dv state.
 _CHUNK = 64
@@ -167,4 +168,28 @@ def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer
     return out.flatten(-3, -2)[..., :length, :]
 
 
-_op = Op("flow_attention", _prepare, reference=Implementation(_reference), torch=Implementation(_torch))
+def _triton(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
+) -> torch.Tensor:
+    if causal:
+        from .fused.causal import fused_causal_flow
+
+        return fused_causal_flow(q, k, v, eps, outer_eps)
+    from .fused.flow import fused_flow
+
+    return fused_flow(q, k, v, eps, outer_eps)
+
+
+def _why_not_triton(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
+) -> str | None:
+    return why_not_fused(q, (q.shape[-1], v.shape[-1]))
+
+
+_op = Op(
+    "flow_attention",
+    _prepare,
+    triton=Implementation(_triton, _why_not_triton),
+    torch=Implementation(_torch),
+    reference=Implementation(_reference),
+)

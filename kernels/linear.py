@@ -13,6 +13,7 @@ import torch
 from ._checks import check_qkv, checked_scale, compute_dtype
 from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
+from .fused._launch import why_not_fused
 from .rotary import rotate
 
 _LAYOUT = "[B, *space, heads, D] with one to three axes of space"
@@ -197,15 +198,53 @@ def _magnitude_aware_torch(
     return by_images(run, q, k, v)
 
 
+def _linear_why_not_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> str | None:
+    return why_not_fused(q, (q.shape[-1], v.shape[-1]))
+
+
+def _linear_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
+    from .fused.linear import fused_linear_attention
+
+    return fused_linear_attention(q, k, v, eps)
+
+
+def _magnitude_aware_why_not_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
+    scale: float,
+    eps: float,
+) -> str | None:
+    if rotation is not None and torch.is_grad_enabled() and any(x.requires_grad for x in rotation):
+        return "no kernel for the gradient of the rotation"
+    return why_not_fused(q, (q.shape[-1], v.shape[-1]))
+
+
+def _magnitude_aware_triton(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
+    scale: float,
+    eps: float,
+) -> torch.Tensor:
+    from .fused.linear import fused_magnitude_aware
+
+    return fused_magnitude_aware(q, k, v, rotation, scale, eps)
+
+
 _linear = Op(
     "linear_attention",
     _prepare_linear,
+    triton=Implementation(_linear_triton, _linear_why_not_triton),
     reference=Implementation(_linear_reference),
     torch=Implementation(_linear_torch),
 )
 _magnitude_aware = Op(
     "magnitude_aware_linear_attention",
     _prepare_magnitude_aware,
+    triton=Implementation(_magnitude_aware_triton, _magnitude_aware_why_not_triton),
     reference=Implementation(_magnitude_aware_reference),
     torch=Implementation(_magnitude_aware_torch),
 )

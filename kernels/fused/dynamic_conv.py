@@ -1,0 +1,156 @@
+"""Dynamic depth-wise convolution as Triton kernels, forward and backward.
+
+The weights of a tile's windows, spread over the positions that these reach, are one factor of a banded product on the
+matrix units, made block by block and never stored; bias and softmax are taken in on the way. The backward recomputes
+the softmax from the saved log-sums and stores every gradient once: no atomics. The gradient of the bias is a sum of the
+weights' gradient. Definition and source: :mod:`..dynamic_conv`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import _dynamic_conv_kernels as kernels
+from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
+
+_TILE = 8
+
+
+def fused_dynamic_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: tuple[int, int],
+    bias: torch.Tensor | None,
+    softmax: bool,
+) -> torch.Tensor:
+    """The ``triton`` implementation of :func:`..dynamic_conv.dynamic_depthwise_conv`."""
+    return _forward(x, weight, list(kernel), bias, softmax)[0]
+
+
+@torch.library.custom_op("attnzoo::dynamic_conv_forward", mutates_args=())
+def _forward(
+    x: torch.Tensor, weight: torch.Tensor, kernel: list[int], bias: torch.Tensor | None, softmax: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(out, lse)``: lse ``[B, heads, H, W]``, log2 of each window's sum of 2 ** scores, is empty without softmax."""
+    out = x.new_empty(x.shape, dtype=out_dtype(x.dtype))
+    lse = x.new_empty(_lse_shape(x, softmax), dtype=torch.float32)
+    _launch(kernels.forward_kernel, (kernel, bias, softmax, lse), x=x, weight=weight, out=out).run(x)
+    return out.to(x.dtype), lse
+
+
+@_forward.register_fake
+def _(x, weight, kernel, bias, softmax):
+    return x.new_empty(x.shape), x.new_empty(_lse_shape(x, softmax), dtype=torch.float32)
+
+
+@torch.library.custom_op("attnzoo::dynamic_conv_backward", mutates_args=())
+def _backward(
+    d_out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    kernel: list[int],
+    bias: torch.Tensor | None,
+    softmax: bool,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of x, weight and bias; that of bias is empty without one."""
+    problem = (kernel, bias, softmax, lse)
+    # The gradient of the bias is summed from that of the weights, in no less than its own precision.
+    wide = weight.dtype if bias is None else torch.promote_types(weight.dtype, bias.dtype)
+    d_x = x.new_empty(x.shape, dtype=out_dtype(x.dtype))
+    d_weight = weight.new_empty(weight.shape, dtype=out_dtype(wide))
+    maps = {"x": x, "weight": weight, "out": out, "d_out": d_out, "d_weight": d_weight}
+    _launch(kernels.weight_gradient_kernel, problem, **maps).run(x)
+    _launch(kernels.value_gradient_kernel, problem, weight=weight, d_out=d_out, d_x=d_x).run(x)
+    d_bias = x.new_empty(0) if bias is None else _fold(d_weight.sum(0, dtype=torch.float32), kernel).to(bias.dtype)
+    return d_x.to(x.dtype), d_weight.to(weight.dtype), d_bias
+
+
+@_backward.register_fake
+def _(d_out, x, weight, kernel, bias, softmax, out, lse):
+    d_bias = x.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), d_bias
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple) -> None:
+    x, weight, ctx.kernel, bias, ctx.softmax = inputs
+    ctx.save_for_backward(x, weight, bias, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, d_out: torch.Tensor, _: torch.Tensor | None) -> tuple:
+    x, weight, bias, out, lse = ctx.saved_tensors
+    d_x, d_weight, d_bias = _backward(d_out, x, weight, ctx.kernel, bias, ctx.softmax, out, lse)
+    return d_x, d_weight, None, None if bias is None else d_bias, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _lse_shape(x: torch.Tensor, softmax: bool) -> tuple[int, ...]:
+    return (x.shape[0], x.shape[3], *x.shape[1:3]) if softmax else (0,)
+
+
+def _fold(d_weight: torch.Tensor, kernel: list[int]) -> torch.Tensor:
+    """Sums ``[H, W, heads, Kh * Kw]`` by the distance within a window: ``[heads, 2 * Kh - 1, 2 * Kw - 1]``."""
+    offsets = []
+    for length, size in zip(d_weight.shape[:2], kernel, strict=True):
+        position = torch.arange(length, device=d_weight.device)
+        start = (position - size // 2).clamp(0, length - size)
+        offsets.append((start - position + size - 1)[:, None] + torch.arange(size, device=d_weight.device))
+    rows, columns = offsets
+    index = rows[:, None, :, None] * (2 * kernel[1] - 1) + columns[None, :, None, :]
+    heads = d_weight.shape[2]
+    folded = d_weight.new_zeros(math.prod(2 * n - 1 for n in kernel), heads)
+    folded.index_add_(0, index.flatten(), d_weight.transpose(2, 3).reshape(-1, heads))
+    return folded.t().contiguous().view(heads, *(2 * n - 1 for n in kernel))
+
+
+def _launch(jitted: Any, problem: tuple, **maps: torch.Tensor) -> Launch:
+    """The launch of a kernel: a program for each tile of each head."""
+    kernel, bias, softmax, lse = problem
+    batch, *size, heads, width = maps["d_out" if "d_out" in maps else "x"].shape
+    dtype = maps["d_out" if "d_out" in maps else "x"].dtype
+    tiles = tuple(-(-n // _TILE) for n in size)
+    arguments = {
+        **{name: with_strides(each) for name, each in maps.items()},
+        "bias": None if bias is None else bias.contiguous(),
+        "lse": lse,
+        "heads": heads,
+        "size": tuple(size),
+        "tiles": tiles,
+        "KERNEL": tuple(kernel),
+        "SOFTMAX": softmax,
+        "WIDTH": width,
+        "D": block_width(width),
+        "TILE": _TILE,
+        "BLOCK": 32 if width <= 64 and dtype != torch.float32 else 16,
+        **dot_options(dtype),
+    }
+    # By the ahead-of-time gate: with what three products of TF32 take, a second stage would spill.
+    warps, stages = (8, 1) if dtype == torch.float32 else (4, 2)
+    return Launch(jitted, (batch * heads * math.prod(tiles),), arguments, warps, stages)
+
+
+def _case(kernel: int) -> Callable[[torch.dtype, int], list[Launch]]:
+    def build(dtype: torch.dtype, width: int) -> list[Launch]:
+        x, out, d_out, d_x = (torch.empty(2, 28, 28, 4, width, dtype=dtype, device="meta") for _ in range(4))
+        weight, d_weight = (torch.empty(2, 28, 28, 4, kernel**2, dtype=dtype, device="meta") for _ in range(2))
+        bias, lse = (torch.empty(shape, device="meta") for shape in ((4, 2 * kernel - 1, 2 * kernel - 1), (2, 4, 784)))
+        problem = ([kernel, kernel], bias, True, lse)
+        backward = {"x": x, "weight": weight, "out": out, "d_out": d_out, "d_weight": d_weight}
+        return [
+            _launch(kernels.forward_kernel, problem, x=x, weight=weight, out=out),
+            _launch(kernels.weight_gradient_kernel, problem, **backward),
+            _launch(kernels.value_gradient_kernel, problem, weight=weight, d_out=d_out, d_x=d_x),
+        ]
+
+    return build
+
+
+CASES = [Case("dynamic_conv", _case(13), every_run=(("bf16", 32), ("fp32", 64)))]
