@@ -25,9 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def parity_results(request: pytest.FixtureRequest) -> Iterator[dict[str, float | None]]:
-    """Collects, by model, the worst error of its fixtures; None where only names and shapes were compared."""
+    """Collects, by model, the worst error of its fixtures; None where only names and shapes were compared.
+
+    The file given by ``--parity-results`` is renewed for the models that were compared.
+    """
     errors: dict[str, float | None] = {}
     yield errors
-    if file := request.config.getoption("--parity-results"):
-        Path(file).parent.mkdir(exist_ok=True)
-        Path(file).write_text(json.dumps(dict(sorted(errors.items())), indent=1) + "\n")
+    if name := request.config.getoption("--parity-results"):
+        file = Path(name)
+        file.parent.mkdir(exist_ok=True)
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(dict(sorted((known | errors).items())), indent=1) + "\n")

@@ -21,7 +21,7 @@ def _is_map(name: str) -> bool:
 _maps = {name for name in _names if _is_map(name)}
 
 
-def _zoo_models(filter="", module="", exclude_filters="", **kwargs):  # noqa: A002
+def _zoo_models(filter="", module="", exclude_filters="", **kwargs):
     """timm's parametrisation, ours in place of its names: filters that name timm's own models do not apply."""
     wanted = _names
     if isinstance(filter, list):

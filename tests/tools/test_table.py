@@ -1,0 +1,47 @@
+"""docs/models.md and the README's summary are what their command writes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import attnzoo
+from attnzoo.tools.main import main
+from attnzoo.tools.table import models_table, with_summary
+
+ROOT = Path(attnzoo.__file__).parent
+TABLE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+def _rows(text: str) -> dict[str, str]:
+    """Table rows by model, with their footnotes' numbers left out."""
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    return {row.split("`")[1]: re.sub(r"\[\^\d+\]", "[^]", row) for row in rows}
+
+
+def test_every_model_has_a_row() -> None:
+    assert sorted(_rows(TABLE)) == sorted(attnzoo.zoo.list_models())
+
+
+@pytest.mark.parametrize("pattern", ["*_nano", "overlock_xt", "flowformer", "mavit_tiny", "nat_mini", "s2aformer_mini"])
+def test_the_table_is_what_the_command_writes(pattern: str) -> None:
+    fresh = models_table(pattern)
+    wanted = _rows(fresh)
+    assert wanted
+    assert {name: _rows(TABLE)[name] for name in wanted} == wanted
+    assert TABLE.startswith(fresh[: fresh.index("| `")])
+
+
+def test_the_summary_is_what_the_command_writes() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_summary(readme) == readme
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "--pattern", "no_such_*"]) == 2
+    assert "no model matches 'no_such_*'" in capsys.readouterr().err
+    assert main(["table", "--pattern", "nat_mini", "--parity", str(tmp_path / "none.json")]) == 2
+    assert "make parity" in capsys.readouterr().err
+    (tmp_path / "README.md").write_text("no markers", encoding="utf-8")
+    assert main(["table", "--readme", str(tmp_path / "README.md")]) == 2
+    assert "lacks the lines" in capsys.readouterr().err
