@@ -21,8 +21,11 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed-train
 	$(BIN)/attnzoo demo
 
+# Triton interprets or compiles, once a process: the fused kernels' tests run by themselves.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interp -n $(JOBS)
+	$(BIN)/python -m pytest tests/aot
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -41,8 +44,9 @@ timm-suite: $(VENV)/.installed-dev
 	$(BIN)/python tests/timm_suite/run.py "$(PATTERN)" -n $(JOBS)
 
 gpu: $(VENV)/.installed-dev
-	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -m gpu || \
-	  $(BIN)/python -c 'import sys, torch; sys.exit(torch.cuda.is_available()) or print("no GPU here: nothing to run")'
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/python -m pytest tests/interp && $(BIN)/attnzoo bench ops --device cuda --json results/gpu-ops.json; \
+	else echo "make gpu: no GPU here, nothing to run"; fi
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/attnzoo bench ops
