@@ -10,8 +10,12 @@ export OMP_NUM_THREADS ?= 1
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
 	  { echo "make: $(PYTHON) is no Python 3.10 to 3.13; name one with PYTHON=..."; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo "make: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
+	  { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } 2>/dev/null || \
+	  { rm -rf $(VENV); [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y python3-venv && \
+	    $(PYTHON) -m venv $(VENV); } >/dev/null 2>&1 || \
+	  { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment; apt-get install python3-venv"; exit 2; }
 
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
