@@ -131,7 +131,7 @@ def _launch(jitted: Any, problem: tuple, tokens: dict[str, torch.Tensor], others
     (regions, topk, scale), (q, v) = problem, (tokens["q"], tokens["v"])
     batch, height, width, heads, channels = q.shape
     cell = (height // regions[0], width // regions[1])
-    tile, block, warps = _tiles(cell[0] * cell[1], max(channels, v.shape[-1]), q.dtype)
+    tile, block, warps = _tiles(cell[0] * cell[1], max(channels, v.shape[-1]), q.dtype, jitted)
     slices = -(-cell[0] * cell[1] // tile)
     arguments = {
         **{name: with_strides(x) for name, x in tokens.items()},
@@ -153,13 +153,15 @@ def _launch(jitted: Any, problem: tuple, tokens: dict[str, torch.Tensor], others
     return Launch(jitted, (batch * regions[0] * regions[1] * slices * heads,), arguments, warps)
 
 
-def _tiles(tokens: int, width: int, dtype: torch.dtype) -> tuple[int, int, int]:
+def _tiles(tokens: int, width: int, dtype: torch.dtype, jitted: Any) -> tuple[int, int, int]:
     """Tokens of a tile and of a block, and warps: those that the ahead-of-time gate compiles without spills."""
     if dtype == torch.float32:
         # Three TF32 products a product: the parts of their operands take the registers.
-        return min(32 if width > 32 else 64, block_width(tokens)), 16, 4
-    tile = min(64, block_width(tokens))
-    return tile, 64 if width <= 32 else 32, 8 if width > 64 and tile == 64 else 4
+        tile, block = min(32, block_width(tokens)), 16
+    else:
+        most = 32 if width > 64 and jitted is kernels.key_value_gradient_kernel else 64
+        tile, block = min(most, block_width(tokens)), 64 if width <= 32 else 32
+    return tile, block, 8 if width > 32 and tile > 16 else 4
 
 
 def _case(size: int, regions: int, topk: int) -> Callable[..., list[Launch]]:
