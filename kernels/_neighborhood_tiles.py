@@ -46,6 +46,10 @@ def _attend(
 ) -> torch.Tensor:
     """Attention of all tiles of a batch; tiles are ``[tiles, B, positions, heads, D]``."""
     plan, batch = tile_plan(*problem), q.shape[0]
+    if len(plan.queries) == 1:
+        # The map as it is.
+        maps = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
+        return _masked_attention(*maps, masks[0], scale).transpose(1, 2).unflatten(1, q.shape[1:-2])
     query, key, value = (
         _gather(x, _table(problem, name, q)).split(plan.counts)
         for x, name in ((q, "queries"), (k, "keys"), (v, "keys"))

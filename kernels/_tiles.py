@@ -8,13 +8,15 @@ Tiles whose windows lie alike relative to their keys form a class and share one 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-# Queries per tile along the last axis and in all, and the group that is taken whole; measured on AVX-512 CPUs, where
+# Queries per tile along the last axis and in all, and the axis that is taken whole; measured on AVX-512 CPUs, where
 # they matter little to within 20 %. A long tile wastes scores on keys outside windows, a short one copies more keys.
+# A group of up to _WHOLE squared is one tile: so few scores cost less than many small products.
 _TILE = 7
 _TILE_1D = 32
 _TILE_QUERIES = 28
@@ -74,6 +76,8 @@ def _tile_sizes(members: list[int]) -> list[int]:
     """Queries per tile along each axis, from the longest group of each."""
     if len(members) == 1:
         return [min(members[0], _TILE_1D)]
+    if math.prod(members) <= _WHOLE**2:
+        return members
     last = members[-1] if members[-1] <= _WHOLE else _TILE
     sizes, room = [last], max(1, _TILE_QUERIES // last)
     for n in reversed(members[:-1]):
