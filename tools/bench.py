@@ -8,7 +8,7 @@ from types import ModuleType
 
 from .cli import HelpFormatter
 
-SUBJECTS = ("diffusion",)
+SUBJECTS = ("ops", "models", "diffusion", "docs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,13 @@ does not change; else that of the wall time.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import EXIT_OK, UserError
+from .timing import processor
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,7 +137,7 @@ def _setting(args: argparse.Namespace) -> dict[str, Any]:
     import diffusers
     import torch
 
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else _processor()
+    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else processor()
     return {
         "what": "one step of Stable Diffusion 1.5's UNet with random weights, agents on; softmax through SDPA",
         "device": device,
@@ -149,14 +149,6 @@ def _setting(args: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,112 @@
+"""Write docs/benchmarks.md from the committed measurements."""
+
+import argparse
+from pathlib import Path
+
+from ..cli import UserError
+from ..files import write_atomic
+from .report import Report, markdown, read_report
+
+_RESULTS = Path(__file__).parents[2] / "results"
+_NAMES = ("ops", "ops-compiled", "ops-backward", "models", "models-compiled")
+
+_HEAD = """# Benchmarks
+
+Written by `attnzoo bench docs --output docs/benchmarks.md` from the reports in `results/`; a test compares the two.
+Each section is one run of one command on one machine. Forms took turns within one process (A B A B …), so ratios within
+a section mean something, and times of different sections are not comparable.
+
+How to read the tables of ops:
+
+- **form**: `torch` is the implementation that runs on a CPU, `reference` the definition, `published` the published
+  code's way of computing the op, written anew from its description, on its layer's layout of the tensors; `gather` is
+  neighborhood attention by copies of all windows, `SDPA` PyTorch's `scaled_dot_product_attention`. Other libraries
+  appear where they were installed. `natten` has no relative position bias any more: it computes less than the others.
+- **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
+  are not part of; that they compete for caches and memory still shows. On more threads it is the wall clock's.
+- **× ours**: time over that of `torch`; above 1 the form is slower.
+- **× floor**: time over the longer of moving inputs and outputs once at the speed of a large copy, and computing the
+  op's products at the speed of a large matrix product, both measured in the same run.
+- **peak MB**: the most that PyTorch's allocator holds during a call beyond its inputs, result included. Scratch memory
+  inside oneDNN and MKL is not seen.
+- **error**: against the definition in float64, relative to the norm. It was taken before any time: a form whose error
+  is too large gets no time.
+
+"""
+
+_NO_GPU = """## On a GPU
+
+No GPU was to be had. Nothing was measured on one, and nothing is claimed for one: neither for the Triton kernels, which
+were only run by Triton's interpreter and compiled, nor for the `torch` forms. `attnzoo bench ops --device cuda` and
+`attnzoo bench models --device cuda` time with CUDA events; that path has itself not been run.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="FOLDER", help="cpu-*.json and gpu-*.json")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write here instead of printing")
+
+
+def run(args: argparse.Namespace) -> int:
+    text = document(args.results)
+    if args.output is None:
+        print(text, end="")
+    else:
+        write_atomic(args.output, text.encode())
+    return 0
+
+
+def document(results: Path = _RESULTS) -> str:
+    """The text of docs/benchmarks.md.
+
+    Raises:
+        UserError: there are no reports, or one cannot be read.
+    """
+    parts = [_HEAD, *(_section(path) for path in _reports(results, "cpu"))]
+    if len(parts) == 1:
+        raise UserError(f"{results} has no cpu-ops.json or cpu-models.json; 'attnzoo bench ops --json FILE' writes one")
+    on_gpu = [_section(path) for path in _reports(results, "gpu")]
+    return "\n".join([*parts, *(on_gpu or [_NO_GPU])])
+
+
+def _reports(results: Path, kind: str) -> list[Path]:
+    paths = (results / f"{kind}-{name}.json" for name in _NAMES)
+    return [path for path in paths if path.exists()]
+
+
+def _section(path: Path) -> str:
+    report = read_report(path)
+    setting = report["setting"]
+    title = {"ops": "Ops", "models": "Models, 224 × 224 pixels"}[report["subject"]]
+    title += ", forward and backward" if setting["backward"] else ", forward"
+    if setting["compile"]:
+        title += ", with torch.compile"
+    text = f"## {title}\n\n`{path.name}`. {markdown(report)}"
+    if report["subject"] == "ops" and (aims := goals(report)):
+        text += "\n" + _verdicts(aims)
+    return text
+
+
+def goals(report: Report) -> list[tuple[str, str, float, float]]:
+    """For each goal that a report of ops tells about: the case, the peer, the factor aimed at and the one measured."""
+    from .cases import CASES
+
+    backward, found = report["setting"]["backward"], []
+    for row in report["rows"]:
+        measured = {side["form"]: side["ratio"] for side in row["sides"]}
+        case = next((case for case in CASES if (case.op, case.label) == (row["op"], row["case"])), None)
+        aims = {} if case is None else case.backward_goals if backward else case.goals
+        label = f"{row['op']}, {row['case']}"
+        found += [(label, peer, aim, measured[peer]) for peer, aim in aims.items() if peer in measured]
+    return found
+
+
+def _verdicts(aims: list[tuple[str, str, float, float]]) -> str:
+    """A line for each goal; those that are not reached say so."""
+    lines = []
+    for case, peer, aim, measured in aims:
+        verdict = "reached" if measured >= aim else "**not reached**"
+        lines.append(f"- {case}: {measured:.3g} times as fast as `{peer}`; at least {aim:g} is the goal: {verdict}.")
+    missed = sum(measured < aim for *_, aim, measured in aims)
+    head = f"#### Goals for eager CPU code: {len(aims) - missed} of {len(aims)} reached in this run\n\n"
+    return head + "\n".join(lines) + "\n"

@@ -1,0 +1,175 @@
+"""Time the ops beside their definitions, their published forms and other libraries."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..cli import EXIT_INCOMPLETE, EXIT_OK, UserError, did_you_mean
+from .options import add_common_arguments, finish, prepare, setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from .cases import Case, Inputs
+    from .published import Form
+    from .timing import Ceilings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("ops", nargs="*", metavar="OP", help="functions of attnzoo.kernels (all)")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only shapes whose description contains this")
+    add_common_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from .cases import CASES, OPS
+    from .timing import ceilings
+
+    if unknown := [op for op in args.ops if op not in OPS]:
+        raise UserError(f"no op is called {unknown[0]}{did_you_mean(unknown[0], OPS)}; known: {', '.join(OPS)}")
+    cases = [case for case in CASES if (not args.ops or case.op in args.ops) and args.case in case.label]
+    if not cases:
+        raise UserError(f"--case {args.case!r} is in no description, such as {CASES[0].label!r}")
+    device = prepare(args)
+    best = ceilings(device, getattr(torch, args.dtype))
+    rates = {"copy_gb_per_second": best.bytes_per_second / 1e9, "matmul_gflops": best.flops_per_second / 1e9}
+    report = {"subject": "ops", "setting": {**setting(args, device), **rates}, "rows": []}
+    refused: list[str] = []
+    for case in cases:
+        if row := measure(case, args, device, best, refused):
+            report["rows"].append(row)
+            _print(row)
+    finish(args, report)
+    return EXIT_INCOMPLETE if refused else EXIT_OK
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the forms that take turns.
+
+    Attributes:
+        name: as the report calls it.
+        build: its form for given arguments.
+        without: arguments that it does not take.
+        compiled: goes through torch.compile.
+    """
+
+    name: str
+    build: "Callable[[Inputs], Form]"
+    without: tuple[str, ...] = ()
+    compiled: bool = False
+
+
+def measure(
+    case: "Case", args: argparse.Namespace, device: "torch.device", best: "Ceilings", refused: list[str]
+) -> dict[str, Any] | None:
+    """Checks every form of a case and times those that are right.
+
+    Args:
+        refused: gets a line for each form whose result is wrong.
+
+    Returns:
+        A row of the report; None where our ``torch`` form itself is wrong.
+    """
+    import torch
+
+    from .cases import tensor_bytes
+    from .check import TOLERANCES, Truth
+    from .timing import peak_bytes, take_turns
+
+    batch, dtype = args.batch or case.batch, getattr(torch, args.dtype)
+    inputs = case.draw(batch, dtype, device)
+    torch.compiler.reset()
+    truth = Truth(case, inputs, args.backward)
+    found = []
+    for side in sides_of(case, inputs, args.compile):
+        own = {name: value for name, value in inputs.items() if name not in side.without}
+        compute = torch.compile(dynamic=False, fullgraph=True) if side.compiled else (lambda function: function)
+        error = truth.error(side.build, own, compute)
+        if not error <= TOLERANCES[args.dtype]:
+            refused.append(f"{case.op}, {case.label}: {side.name} is off by {error:.1e}; no time for it")
+            print(refused[-1], file=sys.stderr)
+            continue
+        form = side.build(own)
+        found.append((side.name, error, _call(compute(form.run), form.tensors, args.backward)))
+    if "torch" not in (name for name, _, _ in found):
+        return None
+    given, out = tensor_bytes(inputs.values()), truth.output_bytes
+    # Backward reads the inputs again, writes their gradients and reads the output's: at twice the forward's operations.
+    size, flops = (3 * given + 2 * out, 3 * case.flops) if args.backward else (given + out, case.flops)
+    floor = best.floor(size, flops * batch)
+    timings = take_turns([call for _, _, call in found], args.repeat, device)
+    ours = next(timing.seconds for (name, _, _), timing in zip(found, timings, strict=True) if name == "torch")
+    sides = [
+        {
+            "form": name,
+            "seconds": timing.seconds,
+            "samples": timing.samples,
+            "undisturbed": timing.undisturbed,
+            "ratio": timing.seconds / ours,
+            "floor_ratio": timing.seconds / floor,
+            "peak_bytes": peak_bytes(call, device),
+            "error": error,
+        }
+        for (name, error, call), timing in zip(found, timings, strict=True)
+    ]
+    facts = {"op": case.op, "case": case.label, "batch": batch, "bytes": size, "flops": flops * batch}
+    return {**facts, "floor_seconds": floor, "sides": sides}
+
+
+def sides_of(case: "Case", inputs: "Inputs", compiled: bool) -> list[Side]:
+    """Our implementations that can run, and the peers that are installed."""
+    from ... import kernels
+    from .peers import PEERS
+
+    chosen = kernels.explain(case.function, **inputs).chosen
+    sides = [Side(name, _ours(case, name)) for name in dict.fromkeys((chosen, "torch", "reference"))]
+    if compiled:
+        sides.append(Side(f"{chosen}, compiled", _ours(case, None), compiled=True))
+    return sides + [
+        Side(name, peer.build, peer.without, peer.compiled)
+        for name, peer in PEERS[case.op].items()
+        if peer.installed and (compiled or not peer.compiled)
+    ]
+
+
+def _ours(case: "Case", backend: str | None) -> "Callable[[Inputs], Form]":
+    """The op's form on a backend, or on the one it chooses itself."""
+    from ...kernels import use_backend
+    from .cases import floating
+    from .published import Form
+
+    def build(inputs: "Inputs") -> "Form":
+        names = tuple(floating(inputs))
+
+        def run(*tensors: "torch.Tensor") -> "torch.Tensor":
+            arguments = {**inputs, **dict(zip(names, tensors, strict=True))}
+            if backend is None:
+                return case.function(**arguments)
+            with use_backend(backend):
+                return case.function(**arguments)
+
+        return Form(run, tuple(inputs[name] for name in names))
+
+    return build
+
+
+def _call(run: Callable[..., Any], tensors: "tuple[torch.Tensor, ...]", backward: bool) -> Callable[[], Any]:
+    import torch
+
+    if not backward:
+        return torch.no_grad()(lambda: run(*tensors))
+    leaves = tuple(x.detach().requires_grad_() for x in tensors)
+    gradient = torch.randn_like(run(*leaves))
+    return lambda: torch.autograd.grad(run(*leaves), leaves, gradient, allow_unused=True)
+
+
+def _print(row: dict[str, Any]) -> None:
+    print(f"{row['op']}, {row['case']}, batch {row['batch']}: floor {row['floor_seconds'] * 1e3:.3g} ms")
+    for side in sorted(row["sides"], key=lambda side: side["seconds"]):
+        times = f"{side['seconds'] * 1e3:10.3f} ms {side['ratio']:8.2f}× ours {side['floor_ratio']:8.1f}× floor"
+        print(f"  {side['form']:18s}{times} {side['peak_bytes'] / 1e6:8.1f} MB", flush=True)

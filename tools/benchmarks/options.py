@@ -1,0 +1,75 @@
+"""What ``attnzoo bench ops`` and ``attnzoo bench models`` share: options, the setting they report, their files."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cli import UserError
+from ..files import write_atomic
+from .report import Report, markdown, write_report
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backward", action="store_true", help="time forward and backward")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile's programs too; takes minutes")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and inputs")
+    parser.add_argument("--batch", type=int, metavar="N", help="images (8; 2 for the largest)")
+    parser.add_argument("--repeat", type=int, default=9, metavar="N", help="samples of each; of slow ones three")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
+
+
+def prepare(args: argparse.Namespace) -> "torch.device":
+    """Checks the common options and sets the number of threads.
+
+    Raises:
+        UserError: a count below 1, no such device, or a file that cannot be written.
+    """
+    import torch
+
+    for name in ("threads", "batch", "repeat"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} is {value}; at least 1 is needed")
+    for path in filter(None, (args.json, args.markdown)):
+        # Before the minutes of work whose result it takes.
+        if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
+            raise UserError(f"{path} cannot be written: name a file in a folder that is there and can be written to")
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {args.device}; cpu and cuda can be timed")
+    torch.set_num_threads(args.threads)
+    return device
+
+
+def setting(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
+    """What a run is measured on and with."""
+    from .timing import machine
+
+    versions = {}
+    for package in ("timm", "triton", "natten"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    options = {"dtype": args.dtype, "backward": args.backward, "compile": args.compile, "repeat": args.repeat}
+    return {**machine(device), **options, "packages": versions}
+
+
+def finish(args: argparse.Namespace, report: Report) -> None:
+    """Writes the files that were asked for."""
+    if args.json:
+        write_report(args.json, report)
+    if args.markdown:
+        write_atomic(args.markdown, markdown(report).encode())

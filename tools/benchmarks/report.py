@@ -1,0 +1,120 @@
+"""The file that a benchmark writes, and its tables in Markdown."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..cli import UserError
+from ..files import write_atomic
+
+FORMAT = "attnzoo-bench/1"
+SUBJECTS = ("ops", "models")
+
+Report = dict[str, Any]
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Writes ``{"format": …, "subject": …, "setting": …, "rows": …}`` as JSON.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_atomic(path, (json.dumps({"format": FORMAT, **report}, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_report(path: Path) -> Report:
+    """What :func:`write_report` wrote.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("subject") not in SUBJECTS:
+        raise UserError(f"{path} is no report of attnzoo bench ops or models")
+    return report
+
+
+def markdown(report: Report) -> str:
+    """The report's setting in a sentence, and its table."""
+    tables = {"ops": ops_table, "models": models_table}
+    return f"{_setting(report['setting'])}\n\n{tables[report['subject']](report)}"
+
+
+def _setting(setting: dict[str, Any]) -> str:
+    mode = "forward and backward" if setting["backward"] else "forward"
+    parts = [
+        f"Measured {setting['date']} on {setting['device']}",
+        f"{setting['threads']} thread{'s' if setting['threads'] > 1 else ''}",
+        setting["dtype"],
+        mode,
+        f"timed by {setting['timer']}",
+        f"Python {setting['python']}",
+        f"PyTorch {setting['torch']}",
+        *(f"{name} {version}" for name, version in setting["packages"].items()),
+    ]
+    text = ", ".join(parts) + "."
+    if setting.get("copy_gb_per_second"):
+        text += (
+            f" Ceilings in this run: copies {setting['copy_gb_per_second']:.1f} GB/s, matrix products "
+            f"{setting['matmul_gflops']:.0f} GFLOP/s."
+        )
+    if setting["load"] is not None:
+        text += f" Load average at the start: {setting['load']:.1f}."
+    return text
+
+
+def ops_table(report: Report) -> str:
+    """A table an op; the sides of each case in the order of their times."""
+    parts = []
+    for op in dict.fromkeys(row["op"] for row in report["rows"]):
+        rows = [line for row in report["rows"] if row["op"] == op for line in _op_rows(row)]
+        head = ("case", "form", "ms", "× ours", "× floor", "peak MB", "error")
+        parts.append(f"#### {op}\n\n{_table(head, rows)}")
+    return "\n".join(parts)
+
+
+def _op_rows(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    label = f"{row['case']}, batch {row['batch']}; floor {_ms(row['floor_seconds'])} ms, {row['bytes'] / 1e6:.1f} MB"
+    for side in sorted(row["sides"], key=lambda side: side["seconds"]):
+        yield (
+            label,
+            side["form"],
+            _ms(side["seconds"]),
+            f"{side['ratio']:.2f}",
+            f"{side['floor_ratio']:.1f}",
+            f"{side['peak_bytes'] / 1e6:.1f}",
+            f"{side['error']:.0e}",
+        )
+        label = ""
+
+
+def models_table(report: Report) -> str:
+    """A row a model."""
+    head = ("model", "parameters (M)", "form", "images/s", "peak MB", "error")
+    rows = []
+    for row in report["rows"]:
+        for side in row["sides"]:
+            rows.append(
+                (
+                    f"`{row['model']}`",
+                    f"{row['parameters'] / 1e6:.1f}",
+                    side["form"],
+                    f"{side['images_per_second']:.1f}",
+                    f"{side['peak_bytes'] / 1e6:.0f}",
+                    "–" if side["error"] is None else f"{side['error']:.0e}",
+                )
+            )
+    return _table(head, rows)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"
