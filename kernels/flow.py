@@ -14,6 +14,8 @@ from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
+# Channels of a head in the fused causal form.
+_FUSED_CAUSAL_WIDTH = 64
 # Tokens of a chunk of the causal form: within a chunk all pairs, between chunks one D x Dv state.
 _CHUNK = 64
 
@@ -183,6 +185,9 @@ def _triton(
 def _why_not_triton(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
 ) -> str | None:
+    width = max(q.shape[-1], v.shape[-1])
+    if causal and width > _FUSED_CAUSAL_WIDTH:
+        return f"no causal kernel for heads of {width} channels, only up to {_FUSED_CAUSAL_WIDTH}"
     return why_not_fused(q, (q.shape[-1], v.shape[-1]))
 
 

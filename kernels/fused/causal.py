@@ -22,8 +22,8 @@ from . import _causal_gradient_kernels as gradients
 from . import _causal_kernels as kernels
 from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
 
-# Tokens of a chunk, and channels of values at a time below, are as many as spill no register.
-_CHUNK = 32
+# Tokens of a chunk and channels of values at a time: by the ahead-of-time gate, more would spill.
+_CHUNK, _VALUES = 32, 16
 # Rows p and g of the forward scan.
 _SHARE, _GATE = 4, 5
 
@@ -173,10 +173,8 @@ def _launch(
     """A program for each chunk of each head, or without values y, a scan: for each head."""
     batch, tokens, heads, width = x.shape
     chunks = chunked.shape[2]
-    values = {}
-    if y is not None:
-        values = {"VALUE_WIDTH": y.shape[-1], "VALUES": 32 if width <= 32 else 16}
-        values["PRECISION"] = dot_options(torch.float32)["PRECISION"]
+    precision = dot_options(torch.float32)["PRECISION"]
+    values = {} if y is None else {"VALUE_WIDTH": y.shape[-1], "VALUES": _VALUES, "PRECISION": precision}
     arguments = {
         **arguments,
         **values,
@@ -187,7 +185,8 @@ def _launch(
         "D": block_width(width),
         "C": _CHUNK,
     }
-    return Launch(jitted, (batch * heads * (1 if y is None else chunks),), arguments, 4 if width <= 32 else 8)
+    # AMD's warps, with float32 in their matrix units, are twice as wide.
+    return Launch(jitted, (batch * heads * (1 if y is None else chunks),), arguments, 4 if precision == "ieee" else 8)
 
 
 def _case(dtype: torch.dtype, width: int) -> list[Launch]:
@@ -205,4 +204,4 @@ def _case(dtype: torch.dtype, width: int) -> list[Launch]:
     ]
 
 
-CASES = [Case("causal_flow", _case, every_run=(("bf16", 64), ("fp32", 32)))]
+CASES = [Case("causal_flow", _case, (16, 32, 64), (("bf16", 64), ("fp32", 32)))]

@@ -134,7 +134,8 @@ def _reduce(
 ) -> tuple[Launch, torch.Tensor, torch.Tensor]:
     """The launch, the states ``[B, heads, parts, D, Dv]`` that it stores, and the sums of weights."""
     # By the ahead-of-time gate, as for the values of a chunk below: more would spill.
-    tokens, stages = (32, 1) if max(x.shape[-1], y.shape[-1]) <= 32 else (16, 2)
+    tokens = 32 if max(x.shape[-1], y.shape[-1]) <= 32 else 16
+    stages = 1 if tokens == 32 and weights is None else 2
     block, parts, part_tokens = _split(x, tokens)
     shape = (x.shape[0], x.shape[2], parts)
     states = x.new_empty((*shape, x.shape[-1], y.shape[-1]), dtype=torch.float32)

@@ -214,7 +214,8 @@ def _reduce_tiles(x: torch.Tensor, y: torch.Tensor, weighted: bool) -> tuple[int
 def _block_tiles(x: torch.Tensor) -> tuple[int, int, int]:
     """(tokens of a block, values of a chunk, warps) where a state is applied."""
     if x.shape[-1] > 64:
-        return 32, 16, 8
+        # AMD's warps, with float32 in their matrix units, are twice as wide.
+        return 32, 16, 4 if dot_options(torch.float32)["PRECISION"] == "ieee" else 8
     return (64, 16, 8) if x.shape[-1] > 32 else (64, 32, 4)
 
 
