@@ -31,7 +31,7 @@ MODELS = (
 TIMM_MODELS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "vit_small_patch16_224")
 IMAGE_SIZE = 224
 
-# Largest difference of an image's logits from those by the ops' definitions, relative to their norm, with which a time
+# Largest difference of the logits from those by the ops' definitions, relative to their norm, with which a time
 # is worth printing. It covers a top-k member or a routed region that another rounding chooses.
 TOLERANCES = {"float32": 1e-3, "float64": 1e-6, "bfloat16": 0.2, "float16": 0.05}
 
@@ -79,7 +79,7 @@ def measure(
         model = _build(name).to(device, dtype)
         rows.append({"model": name, "batch": batch, "parameters": sum(x.numel() for x in model.parameters())})
         rows[-1]["sides"] = []
-        truth = _logits_by_definition(model, images[:1])
+        truth = _logits_by_definition(model, images)
         for form in ("eager", "compiled") if args.compile else ("eager",):
             torch.compiler.reset()
             function = torch.compile(model, dynamic=False) if form == "compiled" else model
@@ -105,7 +105,7 @@ def _build(name: str) -> "torch.nn.Module":
     return timm.create_model(name).eval()
 
 
-def _logits_by_definition(model: "torch.nn.Module", image: "torch.Tensor") -> "torch.Tensor | None":
+def _logits_by_definition(model: "torch.nn.Module", images: "torch.Tensor") -> "torch.Tensor | None":
     """What the model gives when every op runs as its definition; None for a model that is not the zoo's."""
     import torch
 
@@ -115,7 +115,7 @@ def _logits_by_definition(model: "torch.nn.Module", image: "torch.Tensor") -> "t
     if not type(model).__module__.startswith(zoo.__name__):
         return None
     with torch.no_grad(), use_backend("reference"):
-        return model(image)
+        return model(images)
 
 
 def _error(function: Any, images: "torch.Tensor", truth: "torch.Tensor") -> float:
@@ -124,7 +124,7 @@ def _error(function: Any, images: "torch.Tensor", truth: "torch.Tensor") -> floa
     from .check import relative_error
 
     with torch.no_grad():
-        return relative_error(function(images)[:1], truth.double())
+        return relative_error(function(images), truth.double())
 
 
 def _call(function: Any, images: "torch.Tensor", backward: bool) -> Any:
