@@ -118,7 +118,7 @@ def _sum(
     total: torch.Tensor | None = None,
     d_sum: torch.Tensor | None = None,
 ) -> tuple[Launch, torch.Tensor]:
-    block, parts, part_tokens = _split(x, 64)
+    block, parts, part_tokens = _split(x, 64 if x.shape[-1] <= 64 else 32)
     sums = x.new_empty((x.shape[0], x.shape[2], parts, x.shape[-1]), dtype=torch.float32)
     arguments = {"x": with_strides(x), "total": total, "d_sum": d_sum, "sums": sums, "part_tokens": part_tokens}
     arguments |= {"eps": constants["eps"], "constant": constants["constant"], **_sizes(x, parts, block)}

@@ -206,9 +206,10 @@ def _common(problem: tuple, x: torch.Tensor, y: torch.Tensor, parts: int, backwa
 # By the ahead-of-time gate, without spills: three products of TF32 keep their operands in registers.
 def _reduce_tiles(x: torch.Tensor, y: torch.Tensor, weighted: bool) -> tuple[int, int, int]:
     """(tokens of a block, warps, stages) where a state is summed."""
-    if max(x.shape[-1], y.shape[-1]) > 32:
+    widest = max(x.shape[-1], y.shape[-1])
+    if widest > 32:
         return 16, 8, 2
-    return 32, 4, 1 if weighted else 2
+    return 32 if widest > 16 else 16, 4, 1 if weighted else 2
 
 
 def _block_tiles(x: torch.Tensor) -> tuple[int, int, int]:
