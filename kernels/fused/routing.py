@@ -160,7 +160,8 @@ def _tiles(tokens: int, width: int, dtype: torch.dtype, jitted: Any) -> tuple[in
         tile, block = min(32, block_width(tokens)), 16
     else:
         most = 32 if width > 64 and jitted is kernels.key_value_gradient_kernel else 64
-        tile, block = min(most, block_width(tokens)), 64 if width <= 32 else 32
+        tile = min(most, block_width(tokens))
+        block = 64 if width <= 32 or (width <= 64 and tile <= 16) else 32
     return tile, block, 8 if width > 32 and tile > 16 else 4
 
 
