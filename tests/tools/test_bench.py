@@ -1,0 +1,238 @@
+"""``attnzoo bench ops``, ``models`` and ``docs``: what is checked before it is timed, and what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from attnzoo.tools.benchmarks import docs, ops, timing
+from attnzoo.tools.benchmarks.cases import CASES, OPS, Case
+from attnzoo.tools.benchmarks.check import TOLERANCES, Truth
+from attnzoo.tools.benchmarks.models import MODELS, TIMM_MODELS
+from attnzoo.tools.benchmarks.peers import PEERS, Peer
+from attnzoo.tools.benchmarks.published import Form
+from attnzoo.tools.benchmarks.report import read_report
+from attnzoo.tools.main import main
+from attnzoo.zoo import list_models
+
+CPU = torch.device("cpu")
+# The last shape of an op is its cheapest.
+CHEAPEST = {case.op: case for case in CASES}
+DILATED = next(case for case in CASES if "dilation 8" in case.label)
+VISION_FLOW = next(case for case in CASES if case.op == "flow_attention")
+
+
+def errors(case: Case, dtype: torch.dtype, backward: bool) -> dict[str, float]:
+    inputs = case.draw(2, dtype, CPU)
+    truth = Truth(case, inputs, backward)
+    return {
+        side.name: truth.error(side.build, {k: v for k, v in inputs.items() if k not in side.without}, lambda run: run)
+        for side in ops.sides_of(case, inputs, compiled=False)
+        if side.name != "natten"
+    }
+
+
+@pytest.mark.parametrize("case", [*CHEAPEST.values(), DILATED, VISION_FLOW], ids=lambda case: f"{case.op}-{case.label}")
+def test_every_form_computes_the_op(case):
+    found = errors(case, torch.float32, backward=False)
+    assert {"torch", "reference"} < found.keys()
+    assert max(found.values()) <= TOLERANCES["float32"], found
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_of_every_form(op):
+    found = errors(CHEAPEST[op], torch.float32, backward=True)
+    assert max(found.values()) <= TOLERANCES["float32"], found
+
+
+def test_every_op_of_the_package_has_a_case_and_a_peer():
+    from attnzoo import kernels
+
+    functions = {name for name in kernels.__all__ if name.endswith(("attention", "conv"))}
+    assert set(OPS) == set(PEERS) == functions
+
+
+def test_sides_take_turns():
+    order = []
+    timings = timing.take_turns([lambda: order.append("a"), lambda: order.append("b")], 3, CPU)
+    turns = "".join(order)[2:].replace("aa", "a")
+    collapsed = "".join(x for x, before in zip(turns, " " + turns, strict=False) if x != before)
+    assert collapsed[-6:] == "ababab"
+    assert [t.samples for t in timings] == [3, 3]
+
+
+def test_median_of_undisturbed_samples():
+    quiet = [(1.0, True), (2.0, True), (3.0, True), (0.1, False), (50.0, False)]
+    assert timing.summarize(quiet) == timing.Timing(2.0, 5, 3)
+    assert timing.summarize([(5.0, False), (1.0, False), (9.0, False), (2.0, True)]) == timing.Timing(1.5, 4, 1)
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def call():
+        first = torch.ones(2**18)  # 1 MiB, gone before the next
+        total = first.sum()
+        del first
+        return torch.ones(2**18) + torch.ones(2**18) + total
+
+    assert 3 * 2**20 <= timing.peak_bytes(call, CPU) < 3.1 * 2**20
+
+
+def test_floor_is_the_longer_of_bytes_and_operations():
+    best = timing.Ceilings(bytes_per_second=10.0, flops_per_second=100.0)
+    assert best.floor(size=20, flops=100) == 2.0
+    assert best.floor(size=20, flops=1000) == 10.0
+
+
+def test_report_of_an_op(tmp_path, capsys):
+    file, table = tmp_path / "ops.json", tmp_path / "ops.md"
+    words = ["grouped_query_attention", "--batch", "2", "--repeat", "2", "--json", str(file), "--markdown", str(table)]
+    assert main(["bench", "ops", *words]) == 0
+    assert "× floor" in capsys.readouterr().out
+    report = read_report(file)
+    setting = report["setting"]
+    assert (setting["dtype"], setting["threads"], setting["backward"]) == ("float32", torch.get_num_threads(), False)
+    assert setting["torch"] == torch.__version__ and setting["copy_gb_per_second"] > 0 < setting["matmul_gflops"]
+    (row,) = report["rows"]
+    # Queries and result of 6 heads, keys and values of 3; the groups are six integers.
+    assert row["bytes"] == 2 * 197 * 64 * 4 * (6 + 3 + 3 + 6) + 6 * 8
+    assert row["flops"] == 2 * 4 * 197**2 * 6 * 64
+    sides = {side["form"]: side for side in row["sides"]}
+    assert sides.keys() == {"torch", "reference", "published", "SDPA"}
+    assert sides["torch"]["ratio"] == 1.0
+    for side in sides.values():
+        assert side["ratio"] == pytest.approx(side["seconds"] / sides["torch"]["seconds"])
+        assert side["floor_ratio"] == pytest.approx(side["seconds"] / row["floor_seconds"])
+        assert side["peak_bytes"] >= 2 * 197 * 6 * 64 * 4 and side["error"] < 1e-6
+    text = table.read_text()
+    assert text.startswith(f"Measured {setting['date']} on ") and "| torch |" in text
+
+
+def test_backward_counts_gradients(tmp_path):
+    file = tmp_path / "ops.json"
+    words = [
+        "strip_attention",
+        "--backward",
+        "--batch",
+        "1",
+        "--repeat",
+        "1",
+        "--dtype",
+        "float64",
+        "--json",
+        str(file),
+    ]
+    assert main(["bench", "ops", *words]) == 0
+    (row,) = read_report(file)["rows"]
+    given, out = 8 * (3136 + 49 + 49 * 64), 8 * 3136 * 64
+    assert row["bytes"] == 3 * given + 2 * out
+    assert {side["form"] for side in row["sides"]} == {"torch", "reference", "published", "SDPA"}
+    assert max(side["error"] for side in row["sides"]) < 1e-12
+
+
+@pytest.mark.slow
+def test_compiled_forms_take_part(tmp_path):
+    file = tmp_path / "ops.json"
+    words = ["strip_attention", "--compile", "--batch", "1", "--repeat", "1", "--json", str(file)]
+    assert main(["bench", "ops", *words]) == 0
+    report = read_report(file)
+    assert report["setting"]["compile"]
+    assert {side["form"] for side in report["rows"][0]["sides"]} >= {"torch", "torch, compiled", "published"}
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-4, float("nan")], ids=["off", "nan"])
+def test_a_wrong_form_gets_no_time(factor, tmp_path, capsys, monkeypatch):
+    def build(inputs):
+        right = PEERS["strip_attention"]["published"].build(inputs)
+        return Form(lambda *tensors: right.run(*tensors) * factor, right.tensors, right.view)
+
+    monkeypatch.setitem(
+        PEERS, "strip_attention", {"published": PEERS["strip_attention"]["published"], "wrong": Peer(build)}
+    )
+    file = tmp_path / "ops.json"
+    assert main(["bench", "ops", "strip_attention", "--batch", "1", "--repeat", "1", "--json", str(file)]) == 3
+    printed = capsys.readouterr()
+    assert "wrong is off by" in printed.err and "wrong" not in printed.out
+    (row,) = read_report(file)["rows"]
+    assert {side["form"] for side in row["sides"]} == {"torch", "reference", "published"}
+
+
+def test_a_wrong_gradient_gets_no_time(capsys, monkeypatch):
+    published = PEERS["strip_attention"]["published"]
+
+    def build(inputs):
+        right = published.build(inputs)
+        return Form(lambda q, k, v: right.run(q, k.detach(), v), right.tensors, right.view)
+
+    monkeypatch.setitem(PEERS, "strip_attention", {"detached": Peer(build)})
+    words = ["strip_attention", "--batch", "1", "--repeat", "1"]
+    assert main(["bench", "ops", *words]) == 0
+    assert main(["bench", "ops", "--backward", *words]) == 3
+    assert "detached is off by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ops", "flow_atention"], "no op is called flow_atention; did you mean flow_attention"),
+        (["ops", "--case", "1 token"], "--case '1 token' is in no description"),
+        (["ops", "--threads", "0"], "--threads is 0; at least 1"),
+        (["ops", "--batch", "-1"], "--batch is -1; at least 1"),
+        (["ops", "--json", "nowhere/ops.json"], "nowhere/ops.json cannot be written"),
+        (["models", "--markdown", "."], ". cannot be written"),
+        (["ops", "--device", "abacus"], "--device abacus: "),
+        (["ops", "--device", "meta"], "--device is meta; cpu and cuda"),
+        (["models", "van_b00"], "no model is called van_b00; did you mean van_b0"),
+        (["docs", "--results", "nowhere"], "nowhere has no cpu-ops.json"),
+    ],
+)
+def test_bad_input(words, message, capsys):
+    assert main(["bench", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_models(tmp_path):
+    file = tmp_path / "models.json"
+    names = ["agent_deit_tiny", "vit_tiny_patch16_224"]
+    assert main(["bench", "models", *names, "--batch", "1", "--repeat", "1", "--json", str(file)]) == 0
+    ours, other = read_report(file)["rows"]
+    assert [ours["model"], other["model"]] == names
+    assert ours["parameters"] == 6_015_640
+    (side,) = ours["sides"]
+    assert side["images_per_second"] == pytest.approx(1 / side["seconds"]) and side["error"] < 1e-5
+    assert other["sides"][0]["error"] is None
+
+
+def test_a_model_of_each_family():
+    families = [timm.model_entrypoint(name).__module__ for name in MODELS]
+    assert sorted(families) == sorted({timm.model_entrypoint(name).__module__ for name in list_models()})
+    assert {timm.get_pretrained_cfg(name).input_size for name in (*MODELS, *TIMM_MODELS)} == {(3, 224, 224)}
+
+
+def test_goals_are_judged_by_the_peer_they_name():
+    case = CHEAPEST["dynamic_depthwise_conv"]
+    side = [{"form": "published", "ratio": 2.0}, {"form": "torch", "ratio": 1.0}]
+    row = {"op": case.op, "case": case.label, "sides": side}
+    report = {"setting": {"backward": False}, "rows": [row]}
+    assert docs.goals(report) == [(f"{case.op}, {case.label}", "published", 50, 2.0)]
+    assert docs.goals({"setting": {"backward": True}, "rows": [row]}) == []
+    row["sides"] = side[1:]
+    assert docs.goals(report) == []
+
+
+def test_docs_are_the_committed_results():
+    root = Path(docs.__file__).parents[2]
+    assert (root / "docs" / "benchmarks.md").read_text(encoding="utf-8") == docs.document()
+
+
+def test_docs_say_what_was_not_measured(tmp_path):
+    root = Path(docs.__file__).parents[2]
+    (tmp_path / "cpu-ops.json").write_bytes((root / "results" / "cpu-ops.json").read_bytes())
+    text = docs.document(tmp_path)
+    assert "No GPU was to be had" in text and "## Models" not in text
+    report = json.loads((tmp_path / "cpu-ops.json").read_text())
+    for _, _, aim, measured in docs.goals(report):
+        assert (f"at least {aim:g} is the goal: **not reached**" in text) or measured >= aim
+    (tmp_path / "cpu-ops.json").write_text("{}")
+    assert main(["bench", "docs", "--results", str(tmp_path)]) == 2
