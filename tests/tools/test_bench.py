@@ -29,7 +29,7 @@ def errors(case: Case, dtype: torch.dtype, backward: bool) -> dict[str, float]:
     truth = Truth(case, inputs, backward)
     return {
         side.name: truth.error(side.build, {k: v for k, v in inputs.items() if k not in side.without}, lambda run: run)
-        for side in ops.sides_of(case, inputs, compiled=False)
+        for side in ops.sides_of(case, inputs, compiled=False, backward=backward)
         if side.name != "natten"
     }
 
@@ -94,6 +94,7 @@ def test_report_of_an_op(tmp_path, capsys):
     setting = report["setting"]
     assert (setting["dtype"], setting["threads"], setting["backward"]) == ("float32", torch.get_num_threads(), False)
     assert setting["torch"] == torch.__version__ and setting["copy_gb_per_second"] > 0 < setting["matmul_gflops"]
+    assert setting["command"] == "attnzoo bench ops grouped_query_attention --batch 2 --repeat 2"
     (row,) = report["rows"]
     # Queries and result of 6 heads, keys and values of 3; the groups are six integers.
     assert row["bytes"] == 2 * 197 * 64 * 4 * (6 + 3 + 3 + 6) + 6 * 8

@@ -87,7 +87,7 @@ def _section(path: Path) -> str:
     title += ", forward and backward" if setting["backward"] else ", forward"
     if setting["compile"]:
         title += ", with torch.compile"
-    text = f"## {title}\n\n`{path.name}`. {markdown(report)}"
+    text = f"## {title}\n\n`{setting['command']} --json results/{path.name}`\n\n{markdown(report)}"
     if report["subject"] == "ops" and (aims := goals(report)):
         text += "\n" + _verdicts(aims)
     return text

@@ -86,7 +86,7 @@ def measure(
     torch.compiler.reset()
     truth = Truth(case, inputs, args.backward)
     found = []
-    for side in sides_of(case, inputs, args.compile):
+    for side in sides_of(case, inputs, args.compile, args.backward):
         own = {name: value for name, value in inputs.items() if name not in side.without}
         compute = torch.compile(dynamic=False, fullgraph=True) if side.compiled else (lambda function: function)
         error = truth.error(side.build, own, compute)
@@ -121,11 +121,13 @@ def measure(
     return {**facts, "floor_seconds": floor, "sides": sides}
 
 
-def sides_of(case: "Case", inputs: "Inputs", compiled: bool) -> list[Side]:
+def sides_of(case: "Case", inputs: "Inputs", compiled: bool, backward: bool) -> list[Side]:
     """Our implementations that can run, and the peers that are installed."""
     from ... import kernels
+    from .cases import floating
     from .peers import PEERS
 
+    cpu_backward = backward and next(iter(floating(inputs).values())).device.type == "cpu"
     chosen = kernels.explain(case.function, **inputs).chosen
     sides = [Side(name, _ours(case, name)) for name in dict.fromkeys((chosen, "torch", "reference"))]
     if compiled:
@@ -133,7 +135,7 @@ def sides_of(case: "Case", inputs: "Inputs", compiled: bool) -> list[Side]:
     return sides + [
         Side(name, peer.build, peer.without, peer.compiled)
         for name, peer in PEERS[case.op].items()
-        if peer.installed and (compiled or not peer.compiled)
+        if peer.installed and (compiled or not peer.compiled) and (peer.cpu_backward or not cpu_backward)
     ]
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,18 @@ def setting(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     options = {"dtype": args.dtype, "backward": args.backward, "compile": args.compile, "repeat": args.repeat}
-    return {**machine(device), **options, "packages": versions}
+    return {"command": command(args), **machine(device), **options, "packages": versions}
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command that measures this again."""
+    words = ["attnzoo", "bench", args.subject, *(args.ops if args.subject == "ops" else args.names)]
+    usual = {"case": "", "backward": False, "compile": False, "threads": 1, "device": "cpu", "dtype": "float32"}
+    for name, default in {**usual, "batch": None, "repeat": 9}.items():
+        value = getattr(args, name, default)
+        if value != default:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def finish(args: argparse.Namespace, report: Report) -> None:

@@ -23,12 +23,14 @@ class Peer:
         package: must be installed for it.
         without: arguments that it cannot take; it is checked against the op without them.
         compiled: only means anything under torch.compile.
+        cpu_backward: has a backward on CPUs.
     """
 
     build: Callable[[Inputs], Form]
     package: str = "torch"
     without: tuple[str, ...] = ()
     compiled: bool = False
+    cpu_backward: bool = True
 
     @property
     def installed(self) -> bool:
@@ -111,8 +113,8 @@ PEERS: dict[str, dict[str, Peer]] = {
     "neighborhood_attention": {
         "gather": Peer(published.gathered_windows),
         "SDPA, dense mask": Peer(_dense_mask),
-        "flex_attention": Peer(_flex, compiled=True),
-        "natten": Peer(_natten, package="natten", without=("rel_pos_bias",)),
+        "flex_attention": Peer(_flex, compiled=True, cpu_backward=False),
+        "natten": Peer(_natten, package="natten", without=("rel_pos_bias",), cpu_backward=False),
     },
     "bi_level_routing_attention": {"published": Peer(published.routing)},
     "large_kernel_attention": {"published": Peer(published.large_kernel)},
