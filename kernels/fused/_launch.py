@@ -127,5 +127,5 @@ class Case:
     name: str
     build: Callable[[torch.dtype, int], Sequence[Launch]]
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    every_run: tuple[tuple[str, int], ...] = (("bf16", 32), ("bf16", 64), ("fp32", 32), ("fp32", 64))
+    every_run: tuple[tuple[str, int], ...] = (("bf16", 32), ("fp32", 64))
     allowed: dict[str, str] = field(default_factory=dict)
