@@ -41,6 +41,8 @@ parity: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/attnzoo table --output docs/models.md
+	$(BIN)/attnzoo table --readme README.md
+	$(BIN)/attnzoo bench docs --output docs/benchmarks.md
 
 # timm's own model tests, from its source distribution, over the zoo's names; PATTERN narrows them.
 PATTERN ?= *

@@ -9,6 +9,12 @@ from torch._subclasses import FakeTensorMode
 from attnzoo.kernels import bi_level_routing_attention, explain, neighborhood_attention, use_backend
 
 
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> None:
+    """Guards of one test's graphs are no business of the next."""
+    torch.compiler.reset()
+
+
 class Neighborhood(nn.Module):
     size = (14, 17)
 
