@@ -190,14 +190,16 @@ def _tiles(
     kernel: list[int], width: int, dtype: torch.dtype, jitted: Any
 ) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Members of a tile and of a block, and warps: those that the ahead-of-time gate compiles without spills."""
+    pair = jitted is kernels.key_value_gradient_kernel
     queries, keys, warps = 64, 32, 4
     if dtype == torch.float32:
         # Three TF32 products a product: the parts of their operands take the registers.
-        queries, keys = 32 if width > 32 else 64, 16
-        warps = 8 if width > 32 and jitted is kernels.bias_gradient_kernel else 4
+        queries, keys = 32 if width > 32 or pair else 64, 16
+        warps = 8 if width > 32 and (kernel[0] == 1 or jitted is kernels.bias_gradient_kernel) else 4
+    elif width > 64:
+        queries, keys, warps = 32 if pair else 64, 16, 8
     elif width > 32:
-        keys = 32 if width <= 64 else 16
-        warps = 8 if width > 64 or jitted is kernels.query_gradient_kernel else 4
+        warps = 8 if jitted in (kernels.query_gradient_kernel, kernels.bias_gradient_kernel) else 4
     if kernel[0] == 1:
         return (1, queries), (1, keys), warps
     return (queries // 8, 8), (keys // 16, 16), warps
