@@ -5,14 +5,19 @@ Guo et al., "Visual Attention Network", arXiv:2202.09741, equations 1 and 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
+from ._checks import is_traced
 from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
 # From this side on phases also win in training; below, the backward of many tiny maps costs more than it saves.
 _PHASES_IN_TRAINING = 14
+# Of the map, of as many images as are worked on at once without a gradient: more leaves the cache, fewer are calls.
+_BUFFER_BYTES = 2**22
 
 
 def large_kernel_attention(
@@ -129,10 +134,57 @@ def _by_phases(
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     if x.device.type != "cpu":
         return _reference(x, *parameters, dilation)
+    if not is_traced(x) and not torch.is_grad_enabled() and x.numel():
+        return _in_place(x, *parameters, dilation).permute(0, 3, 1, 2)
     out = in_chunks(
         lambda images: _channels_last(images, *parameters, dilation), (x,), x[:1].numel() * x.element_size()
     )
     return out.permute(0, 3, 1, 2)
+
+
+def _in_place(
+    x: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_bias: torch.Tensor | None,
+    point_bias: torch.Tensor | None,
+    dilation: int,
+) -> torch.Tensor:
+    """x ``[B, C, H, W]`` → ``[B, H, W, C]`` without a gradient: chunks share their buffers, phases are copied once."""
+    batch, channels, height, width = x.shape
+    chunks = -(-batch * x[0].numel() * x.element_size() // _BUFFER_BYTES)
+    images = -(-batch // min(chunks, batch))
+    out = x.new_empty(batch, height, width, channels)
+    # The last phases are shorter where the dilation does not divide the map; what fills them up stays zero.
+    filled = x.new_zeros(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
+    point = point_weight.flatten(1).t()
+    for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
+        count, source = len(source), source.contiguous()
+        attention = _depthwise(source.permute(0, 3, 1, 2), local_weight, local_bias)
+        attention = attention.permute(0, 2, 3, 1).contiguous()
+        for phase, each in _phases(attention, filled[:count], dilation):
+            phase.copy_(each)
+        far = _depthwise(filled[:count].flatten(0, 2).permute(0, 3, 1, 2), dilated_weight, dilated_bias)
+        far = far.permute(0, 2, 3, 1).unflatten(0, (count, dilation, dilation))
+        for phase, each in _phases(attention, far, dilation):
+            each.copy_(phase)
+        rows, gate = attention.flatten(0, 2), result.flatten(0, 2)
+        if point_bias is None:
+            torch.mm(rows, point, out=gate)
+        else:
+            torch.addmm(point_bias, rows, point, out=gate)
+        result.mul_(source)
+    return out
+
+
+def _phases(whole: torch.Tensor, split: torch.Tensor, dilation: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The phases in split ``[B, d, d, H / d, W / d, C]``, cut to their size, and the same in whole ``[B, H, W, C]``."""
+    for row in range(dilation):
+        for column in range(dilation):
+            each = whole[:, row::dilation, column::dilation]
+            yield split[:, row, column, : each.shape[1], : each.shape[2]], each
 
 
 def _channels_last(
