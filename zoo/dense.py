@@ -51,6 +51,7 @@ class Backbone(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        self.name = name
         self.body = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
         info = self.body.feature_info
         if (

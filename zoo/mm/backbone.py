@@ -1,0 +1,67 @@
+"""Any hierarchical attnzoo or timm model as a backbone in an MMDetection, MMSegmentation or MMPretrain config."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import initialize
+from torch import Tensor
+
+from ..dense import Backbone as DenseBackbone
+
+
+class Backbone(DenseBackbone, BaseModule):
+    """The zoo's dense backbone as an MMEngine module: ``type="attnzoo.Backbone"`` in a config.
+
+    Args:
+        name: an attnzoo or timm model with stages.
+        out_indices: the stages whose maps come out.
+        pretrained: load the model's published classification weights.
+        checkpoint: a file with weights, of the classifier or of a published dense model (without its heads).
+        init_cfg: MMEngine's initialisation. ``dict(type="Pretrained", checkpoint=FILE)`` is ``checkpoint=FILE``;
+            None keeps the model's own initialisation.
+        **kwargs: as for :class:`attnzoo.Backbone`: ``out_norm``, ``frozen_stages``, ``norm_eval`` and the model's own.
+
+    Raises:
+        ValueError: an argument is out of range, or there are two sources of weights.
+        CheckpointError: the weights cannot be read or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        pretrained: bool = False,
+        checkpoint: str | None = None,
+        init_cfg: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        files, rest = _split(init_cfg)
+        if checkpoint is not None:
+            files.append(checkpoint)
+        if len(files) + bool(pretrained) > 1:
+            named = ", ".join(["pretrained=True"] * bool(pretrained) + [repr(file) for file in files])
+            raise ValueError(f"{name} can take its weights from one place; got {named}")
+        super().__init__(name, out_indices, pretrained, files[0] if files else None, **kwargs)
+        self.init_cfg = rest or None
+        self._is_init = bool(pretrained or files)
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg``, unless weights were loaded; the model's own initialisation is done already."""
+        if not self._is_init and self.init_cfg:
+            initialize(self, self.init_cfg)
+        self._is_init = True
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, in_chans, H, W] → maps [B, C_i, H_i, W_i], finest first."""
+        return tuple(super().forward(x))
+
+
+def _split(init_cfg: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """The checkpoints that an ``init_cfg`` names, and what else it says.
+
+    MMEngine's own loader would neither convert names nor refuse a file that holds code.
+    """
+    entries = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or [])
+    files = [entry["checkpoint"] for entry in entries if entry["type"] == "Pretrained"]
+    return files, [dict(entry) for entry in entries if entry["type"] != "Pretrained"]
