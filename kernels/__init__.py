@@ -1,7 +1,7 @@
 """Functional attention ops: each with its definition, a fast PyTorch form, and one place that chooses."""
 
 from .agent import agent_attention
-from .dispatch import explain, get_backend, use_backend
+from .dispatch import explain, get_backend, observe_ops, use_backend
 from .dynamic_conv import dynamic_depthwise_conv
 from .flow import flow_attention
 from .grouped import grouped_query_attention
@@ -24,6 +24,7 @@ __all__ = [
     "linear_attention",
     "magnitude_aware_linear_attention",
     "neighborhood_attention",
+    "observe_ops",
     "sparse_attention",
     "strip_attention",
     "use_backend",

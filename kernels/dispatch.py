@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -21,6 +23,9 @@ ENVIRONMENT_VARIABLE = "ATTNZOO_BACKEND"
 
 _forced: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
 _ops: dict[str, Op] = {}
+
+Observer = Callable[[str, tuple, Callable[[], torch.Tensor]], torch.Tensor]
+_observer: ContextVar[Observer | None] = ContextVar("attnzoo_op_observer", default=None)
 
 
 def _always(*args: Any) -> None:
@@ -67,7 +72,11 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prepared = self.prepare(*args, **kwargs)
-        return self.implementations[self._choose(prepared)].run(*prepared)
+        run = self.implementations[self._choose(prepared)].run
+        # A program that is being compiled or exported never sees the observer.
+        if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
+            return observer(self.name, prepared, lambda: run(*prepared))
+        return run(*prepared)
 
     def why_not(self, backend: str, prepared: tuple) -> str | None:
         """The reason why ``backend`` cannot run on the prepared arguments, or None."""
@@ -130,6 +139,22 @@ def get_backend() -> str | None:
         ValueError: ATTNZOO_BACKEND names no backend.
     """
     return _checked_backend(_forced, ENVIRONMENT_VARIABLE)
+
+
+@contextmanager
+def observe_ops(observer: Observer) -> Iterator[None]:
+    """Shows every call of an op to ``observer``, in this thread and as long as the context is open.
+
+    Args:
+        observer: called in place of the op as ``observer(name, arguments, run)``: the public function's name, its
+            checked arguments with every default filled in, and a function that computes the op. What it returns is
+            what the caller of the op gets.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 def explain(op: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Explanation:

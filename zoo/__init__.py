@@ -21,8 +21,10 @@ from ._builder import list_models
 from ._plain import Plain
 from ._pyramid import Pyramid
 from .dense import Backbone
+from .maps import AttentionMap, attention_maps
 
 __all__ = [
+    "AttentionMap",
     "Backbone",
     "Plain",
     "Pyramid",
@@ -30,6 +32,7 @@ __all__ = [
     "agent_deit",
     "agent_pvt",
     "agent_swin",
+    "attention_maps",
     "biformer",
     "flowformer",
     "l2vit",
