@@ -15,12 +15,14 @@ _WRAPPER = "module."
 _BACKBONE = "backbone."
 
 
-def unwrap(checkpoint: Mapping[str, Any], key: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
+def unwrap(
+    checkpoint: Mapping[str, Any], key: str | None = None, *, whole: bool = False
+) -> tuple[dict[str, torch.Tensor], str]:
     """Take the state dict out of whatever a training loop wrapped it in.
 
     Looks under ``model``, ``state_dict`` and their like first, and takes averaged weights (``model_ema``,
     ``state_dict_ema``, ``ema``) only where there are no others; ``key`` names one explicitly. The prefixes
-    ``module.`` and ``_orig_mod.`` go; of a detector or segmenter the ``backbone.`` alone is kept.
+    ``module.`` and ``_orig_mod.`` go; of a detector or segmenter the ``backbone.`` alone is kept, unless ``whole``.
 
     L2ViT's published ``*-best-ema.pth`` files hold the raw weights under ``model`` and the averaged ones under
     ``model_ema``. The default takes ``model``, as the authors' own evaluation does; pass ``key="model_ema"`` for
@@ -29,6 +31,7 @@ def unwrap(checkpoint: Mapping[str, Any], key: str | None = None) -> tuple[dict[
     Args:
         checkpoint: What the file holds.
         key: The wrapper key to take; one that is not there is an error.
+        whole: Keep a detector's or segmenter's necks and heads, and the prefix of its backbone.
 
     Returns:
         The state dict, and where it was found and what was left out, in words.
@@ -46,7 +49,7 @@ def unwrap(checkpoint: Mapping[str, Any], key: str | None = None) -> tuple[dict[
         notes.append(f"dropped {len(tensors) - len(kept)} counters (total_ops, total_params, n_averaged)")
     state_dict = _strip_wrappers(kept)
     backbone = {name.removeprefix(_BACKBONE): value for name, value in state_dict.items() if name.startswith(_BACKBONE)}
-    if backbone:
+    if backbone and not whole:
         notes.append(f"backbone only, {len(state_dict) - len(backbone)} tensors of the rest left out")
         state_dict = backbone
     if not state_dict:

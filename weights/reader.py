@@ -4,7 +4,6 @@ import re
 import stat
 import threading
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,10 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .errors import CheckpointError
-
-# The only classes that the official training checkpoints hold beside tensors and plain values: argparse's in BiFormer,
-# MALA, L2ViT, Flowformer and VAN, yacs's in Agent-Attention.
-INERT_CLASSES = ("argparse.Namespace", "yacs.config.CfgNode")
+from .inert import STAND_INS, settle
 
 _OTHER_TYPES = (
     (b"\x1f\x8b", "a gzip archive; unpack it and pass the checkpoint inside"),
@@ -35,14 +31,6 @@ _HTML = re.compile(rb"\s*(<!doctype\s+html|<html|<head|<script|<!--)", re.IGNORE
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
 _loading = threading.Lock()
-
-
-class _Inert:
-    """Stands in for an allowed class: keeps its values as plain data and has none of its behaviour."""
-
-    def __new__(cls, *args: object) -> OrderedDict:  # type: ignore[misc]
-        # The restricted unpickler fills and builds only exact dict types, so the stand-in is one.
-        return OrderedDict()
 
 
 def sniff(path: str | PathLike[str]) -> str:
@@ -119,8 +107,9 @@ def _reject_other(head: bytes, path: Path) -> NoReturn:
 def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
     """Load a checkpoint file onto the CPU as what it holds, nested as it is.
 
-    Only tensors and plain values are read. Official training files also hold an ``argparse.Namespace`` or a yacs
-    ``CfgNode``; these two, by exact name, become plain dictionaries. There is no switch that allows more.
+    Only tensors and plain values are read. Training files also hold an ``argparse.Namespace``, a yacs ``CfgNode``,
+    NumPy values or MMEngine's histories; these, by exact name, become plain values (see ``inert``). There is no switch
+    that allows more.
 
     Raises:
         CheckpointError: the file is missing, cut short, of another type, holds pickled objects, or holds no dictionary.
@@ -143,11 +132,11 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load_pickle(path: Path) -> object:
-    allowed = [(_Inert, name) for name in INERT_CLASSES]
+    allowed = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     try:
         # The allow-list is process-wide state of torch's: one reader at a time, so that none sees another's exit.
         with _loading, torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return settle(torch.load(path, map_location="cpu", weights_only=True))
     except MemoryError:
         raise CheckpointError("does not fit into memory", path) from None
     except Exception as error:  # damaged bytes can make an unpickler fail in any way
