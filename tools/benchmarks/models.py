@@ -1,14 +1,19 @@
-"""Time each family's smallest model, eager and compiled, beside three of timm's own."""
+"""Time models, eager and compiled, ours and timm's in turn: over devices, number types, backends, batches and sizes."""
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import EXIT_INCOMPLETE, EXIT_OK, UserError, did_you_mean
-from .options import add_common_arguments, finish, prepare, setting
+from ..files import write_atomic
+from .energy import EnergyMeter
+from .grid import Setup, add_grid_arguments, refuse_other_machine, setups
+from .options import add_timing_arguments, check_count, check_files, finish, open_device, setting
+from .report import Report, models_csv, read_report
 
 if TYPE_CHECKING:
-    import torch
+    from .sides import Side
 
 # The smallest of each family that takes images of this size.
 MODELS = (
@@ -29,115 +34,171 @@ MODELS = (
     "vit_small_kdgqa",
 )
 TIMM_MODELS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "vit_small_patch16_224")
-IMAGE_SIZE = 224
-
-# Largest difference of the logits from those by the ops' definitions, relative to their norm, with which a time
-# is worth printing. It covers a top-k member or a routed region that another rounding chooses.
-TOLERANCES = {"float32": 1e-3, "float64": 1e-6, "bfloat16": 0.2, "float16": 0.05}
+PERCENTILES = (50, 90, 99)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="names of timm.create_model (one of each family and three of timm's)"
     )
-    add_common_arguments(parser)
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="more names, for use behind options")
+    add_grid_arguments(parser)
+    add_timing_arguments(parser)
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures here, a line a side")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --json FILE has and measure the rest")
 
 
 def run(args: argparse.Namespace) -> int:
-    import timm
-
+    args.names = list(dict.fromkeys([*args.names, *args.models]))
     names = args.names or [*MODELS, *TIMM_MODELS]
-    if unknown := [name for name in names if not timm.is_model(name)]:
-        raise UserError(f"no model is called {unknown[0]}{did_you_mean(unknown[0], timm.list_models())}")
-    device = prepare(args)
-    report = {"subject": "models", "setting": setting(args, device), "rows": []}
-    rows, refused = measure(names, args, device)
-    report["rows"] = rows
-    _print(rows)
-    finish(args, report)
-    return EXIT_INCOMPLETE if refused else EXIT_OK
+    _check_names(names)
+    combinations = _prepare(args)
+    report = _begin(args)
+    failed = 0
+    for setup in combinations:
+        done = [row["model"] for row in report["rows"] if setup.is_of(row)]
+        pending = [name for name in names if name not in done]
+        if not pending:
+            continue
+        report["failed"] = [row for row in report["failed"] if not (setup.is_of(row) and row["model"] in pending)]
+        rows, failures = measure(pending, setup, args)
+        report["rows"] += rows
+        report["failed"] += failures
+        failed += len(failures)
+        _print(setup, rows)
+        _write(args, report)
+    _write(args, report)
+    return EXIT_INCOMPLETE if failed else EXIT_OK
 
 
 def measure(
-    names: list[str], args: argparse.Namespace, device: "torch.device"
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Checks the models, then times them in turn.
+    names: list[str], setup: Setup, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Checks the models, then times them in turn, all in one combination of settings.
 
     Returns:
-        A row a model, and the models whose logits are wrong.
+        A row a model that could be timed, and a row with the reason for each form that could not.
     """
+    import torch
+
+    from .sides import build, forced, make_side
+
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    sides: list[Side] = []
+    owners: list[dict[str, Any]] = []
+
+    def fail(name: str, form: str, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        failures.append({"model": name, **setup.facts(), "form": form, "reason": reason})
+        print(f"{name} ({setup}): {reason}", file=sys.stderr)
+
+    with forced(setup.backend):
+        for name in names:
+            try:
+                model = build(name, setup.img_size).to(setup.device, getattr(torch, setup.dtype))
+            except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+                fail(name, "eager", error)
+                continue
+            parameters = sum(x.numel() for x in model.parameters())
+            row = {"model": name, **setup.facts(), "parameters": parameters, "sides": []}
+            for form in ("eager", "compiled") if args.compile else ("eager",):
+                try:
+                    side = make_side(model, form, setup, args.backward)
+                    side.call()
+                except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+                    fail(name, form, error)
+                    continue
+                sides.append(side)
+                owners.append(row)
+            rows.append(row)
+        for row, facts in zip(owners, _time(sides, setup, args.repeat), strict=True):
+            row["sides"].append(facts)
+    return [row for row in rows if row["sides"]], failures
+
+
+def _time(sides: "list[Side]", setup: Setup, repeat: int) -> list[dict[str, Any]]:
+    """What is said of each side, after all took turns."""
     import torch
 
     from .timing import peak_bytes, take_turns
 
-    dtype, batch = getattr(torch, args.dtype), args.batch or 8
-    rows: list[dict[str, Any]] = []
-    calls, places, refused = [], [], []
-    for name in names:
-        torch.manual_seed(0)
-        images = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE).to(device, dtype)
-        model = _build(name).to(device, dtype)
-        rows.append({"model": name, "batch": batch, "parameters": sum(x.numel() for x in model.parameters())})
-        rows[-1]["sides"] = []
-        truth = _logits_by_definition(model, images)
-        for form in ("eager", "compiled") if args.compile else ("eager",):
-            torch.compiler.reset()
-            function = torch.compile(model, dynamic=False) if form == "compiled" else model
-            error = None if truth is None else _error(function, images, truth)
-            if error is not None and not error <= TOLERANCES[args.dtype]:
-                refused.append(f"{name}: {form} is off by {error:.1e}; no time for it")
-                print(refused[-1], file=sys.stderr)
-                continue
-            calls.append(_call(function, images, args.backward))
-            places.append((rows[-1], {"form": form, "error": error}))
-    for (row, side), call, timing in zip(places, calls, take_turns(calls, args.repeat, device), strict=True):
-        facts = {"seconds": timing.seconds, "samples": timing.samples, "undisturbed": timing.undisturbed}
-        rate = {"images_per_second": batch / timing.seconds, "peak_bytes": peak_bytes(call, device)}
-        row["sides"].append({**side, **facts, **rate})
-    return [row for row in rows if row["sides"]], refused
+    device = torch.device(setup.device)
+    meter = EnergyMeter(device)
+    found = []
+    for side, timing in zip(sides, take_turns([side.call for side in sides], repeat, device), strict=True):
+        joules = meter.joules(side.call, timing.seconds)
+        found.append(
+            {
+                "form": side.form,
+                "error": side.error,
+                "checked_at": side.checked_at,
+                "seconds": timing.seconds,
+                "samples": timing.samples,
+                "undisturbed": timing.undisturbed,
+                "latency": {f"p{percent}": timing.percentile(percent) for percent in PERCENTILES},
+                "images_per_second": setup.batch / timing.seconds,
+                "peak_bytes": peak_bytes(side.call, device),
+                "joules_per_image": None if joules is None else joules / setup.batch,
+                "no_energy_because": meter.reason,
+            }
+        )
+    return found
 
 
-def _build(name: str) -> "torch.nn.Module":
+def _check_names(names: list[str]) -> None:
     import timm
+
+    if unknown := [name for name in names if not timm.is_model(name)]:
+        raise UserError(f"no model is called {unknown[0]}{did_you_mean(unknown[0], timm.list_models())}")
+
+
+def _prepare(args: argparse.Namespace) -> list[Setup]:
+    """Checks every option before anything is measured, and sets the number of threads."""
     import torch
 
-    torch.manual_seed(0)
-    return timm.create_model(name).eval()
+    check_count("threads", args.threads)
+    check_count("repeat", args.repeat)
+    combinations = setups(args)
+    check_files(args.json, args.markdown, args.csv)
+    if args.resume and args.json is None:
+        raise UserError("--resume needs --json FILE: the file to go on with")
+    for name in args.device:
+        open_device(name)
+    torch.set_num_threads(args.threads)
+    return combinations
 
 
-def _logits_by_definition(model: "torch.nn.Module", images: "torch.Tensor") -> "torch.Tensor | None":
-    """What the model gives when every op runs as its definition; None for a model that is not the zoo's."""
+def _begin(args: argparse.Namespace) -> Report:
+    """An empty report, or the one to go on with."""
     import torch
 
-    from ... import zoo
-    from ...kernels import use_backend
+    devices = [torch.device(name) for name in args.device]
+    now = setting(args, devices[0])
+    if len(devices) > 1:
+        from .timing import machine
 
-    if not type(model).__module__.startswith(zoo.__name__):
-        return None
-    with torch.no_grad(), use_backend("reference"):
-        return model(images)
-
-
-def _error(function: Any, images: "torch.Tensor", truth: "torch.Tensor") -> float:
-    import torch
-
-    from .check import relative_error
-
-    with torch.no_grad():
-        return relative_error(function(images), truth.double())
+        now["device"] = "; ".join(machine(device)["device"] for device in devices)
+    if not (args.resume and args.json.exists()):
+        return {"subject": "models", "setting": now, "rows": [], "failed": []}
+    report = read_report(args.json)
+    if report["subject"] != "models":
+        raise UserError(f"--resume: {args.json} is a report of attnzoo bench {report['subject']}")
+    refuse_other_machine(report, now)
+    report["setting"]["resumed"] = [*report["setting"].get("resumed", []), now["date"]]
+    return {**report, "failed": report.get("failed", [])}
 
 
-def _call(function: Any, images: "torch.Tensor", backward: bool) -> Any:
-    import torch
-
-    if not backward:
-        return torch.no_grad()(lambda: function(images))
-    parameters = [x for x in function.parameters() if x.requires_grad]
-    return lambda: torch.autograd.grad(function(images).sum(), parameters, allow_unused=True)
+def _write(args: argparse.Namespace, report: Report) -> None:
+    finish(args, report)
+    if args.csv:
+        write_atomic(args.csv, models_csv(report).encode())
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(setup: Setup, rows: list[dict[str, Any]]) -> None:
+    print(setup)
     for row in rows:
         for side in row["sides"]:
             rate, peak = side["images_per_second"], side["peak_bytes"] / 1e6
-            print(f"{row['model']:30s} {side['form']:9s} {rate:8.2f} images/s {peak:8.1f} MB")
+            times = " ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in side["latency"].items())
+            print(f"  {row['model']:30s} {side['form']:9s} {rate:8.2f} images/s  {times} ms {peak:8.1f} MB", flush=True)

@@ -19,12 +19,17 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backward", action="store_true", help="time forward and backward")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile's programs too; takes minutes")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads")
+    add_timing_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and inputs")
     parser.add_argument("--batch", type=int, metavar="N", help="images (8; 2 for the largest)")
+
+
+def add_timing_arguments(parser: argparse.ArgumentParser) -> None:
+    """What has one value in a run, also where several devices or sizes are measured."""
+    parser.add_argument("--backward", action="store_true", help="time forward and backward")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile's programs too; takes minutes")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads")
     parser.add_argument("--repeat", type=int, default=9, metavar="N", help="samples of each; of slow ones three")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
@@ -39,20 +44,41 @@ def prepare(args: argparse.Namespace) -> "torch.device":
     import torch
 
     for name in ("threads", "batch", "repeat"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} is {value}; at least 1 is needed")
-    for path in filter(None, (args.json, args.markdown)):
-        # Before the minutes of work whose result it takes.
+        check_count(name, getattr(args, name))
+    check_files(args.json, args.markdown)
+    device = open_device(args.device)
+    torch.set_num_threads(args.threads)
+    return device
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raises UserError where the option ``--name`` was given a number below 1."""
+    if value is not None and value < 1:
+        raise UserError(f"--{name} is {value}; at least 1 is needed")
+
+
+def check_files(*paths: Path | None) -> None:
+    """Raises UserError where a file could not be written: before the minutes of work whose result it takes."""
+    for path in filter(None, paths):
         if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
             raise UserError(f"{path} cannot be written: name a file in a folder that is there and can be written to")
+
+
+def open_device(name: str) -> "torch.device":
+    """The device of ``--device``.
+
+    Raises:
+        UserError: it is not there, or cannot be timed.
+    """
+    import torch
+
     try:
-        device = torch.device(args.device)
+        device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device is {args.device}; cpu and cuda can be timed")
-    torch.set_num_threads(args.threads)
+        raise UserError(f"--device is {name}; cpu and cuda can be timed")
     return device
 
 
@@ -64,7 +90,8 @@ def setting(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     for package in ("timm", "triton", "natten"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    options = {"dtype": args.dtype, "backward": args.backward, "compile": args.compile, "repeat": args.repeat}
+    dtype = args.dtype if isinstance(args.dtype, str) else ", ".join(args.dtype)
+    options = {"dtype": dtype, "backward": args.backward, "compile": args.compile, "repeat": args.repeat}
     return {"command": command(args), **machine(device), **options, "packages": versions}
 
 
@@ -72,10 +99,12 @@ def command(args: argparse.Namespace) -> str:
     """The command that measures this again."""
     words = ["attnzoo", "bench", args.subject, *(args.ops if args.subject == "ops" else args.names)]
     usual = {"case": "", "backward": False, "compile": False, "threads": 1, "device": "cpu", "dtype": "float32"}
-    for name, default in {**usual, "batch": None, "repeat": 9}.items():
+    for name, default in {**usual, "backend": "auto", "img_size": "224", "batch": None, "repeat": 9}.items():
         value = getattr(args, name, default)
+        value = ",".join(map(str, value)) if isinstance(value, list) else value
         if value != default:
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
 
 

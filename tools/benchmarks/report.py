@@ -1,5 +1,7 @@
 """The file that a benchmark writes, and its tables in Markdown."""
 
+import csv
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +12,9 @@ from ..files import write_atomic
 
 FORMAT = "attnzoo-bench/1"
 SUBJECTS = ("ops", "models")
+
+# What a row of ``models`` was measured with, beside the model.
+_GRID = ("device", "dtype", "backend", "batch", "img_size")
 
 Report = dict[str, Any]
 
@@ -93,14 +98,16 @@ def _op_rows(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
 
 
 def models_table(report: Report) -> str:
-    """A row a model."""
-    head = ("model", "parameters (M)", "form", "images/s", "peak MB", "error")
+    """A row a model; what differs between rows beside the model gets a column."""
+    varying = [name for name in _GRID if len({str(row.get(name)) for row in report["rows"]}) > 1]
+    head = ("model", *map(_title, varying), "parameters (M)", "form", "images/s", "peak MB", "error")
     rows = []
     for row in report["rows"]:
         for side in row["sides"]:
             rows.append(
                 (
                     f"`{row['model']}`",
+                    *(_cell(row.get(name)) for name in varying),
                     f"{row['parameters'] / 1e6:.1f}",
                     side["form"],
                     f"{side['images_per_second']:.1f}",
@@ -109,6 +116,33 @@ def models_table(report: Report) -> str:
                 )
             )
     return _table(head, rows)
+
+
+def models_csv(report: Report) -> str:
+    """A line a side, and one for each combination that could not be measured, with the reason."""
+    plain = ("form", "error", "seconds", "samples", "undisturbed", "images_per_second", "peak_bytes")
+    energy = ("joules_per_image", "no_energy_because")
+    latencies = ("p50", "p90", "p99")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", *_GRID, "parameters", *plain, *latencies, *energy, "failed"])
+    for row in report["rows"]:
+        known = [row["model"], *(_cell(row.get(name)) for name in _GRID), row["parameters"]]
+        for side in row["sides"]:
+            times = [side.get("latency", {}).get(name) for name in latencies]
+            writer.writerow([*known, *map(side.get, plain), *times, *map(side.get, energy), None])
+    for row in report.get("failed", []):
+        known = [row["model"], *(_cell(row.get(name)) for name in _GRID), None, row["form"]]
+        writer.writerow([*known, *[None] * (len(plain) - 1 + len(latencies) + len(energy)), row["reason"]])
+    return text.getvalue()
+
+
+def _title(name: str) -> str:
+    return {"img_size": "pixels", "dtype": "type"}.get(name, name)
+
+
+def _cell(value: object) -> str:
+    return "×".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

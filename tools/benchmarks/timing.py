@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,20 @@ class Timing:
         seconds: median of the undisturbed samples, or of the faster half where fewer than three are undisturbed.
         samples: samples taken.
         undisturbed: samples during which the system did not take the processor away.
+        latencies: every sample's seconds, disturbed or not, shortest first.
     """
 
     seconds: float
     samples: int
     undisturbed: int
+    latencies: tuple[float, ...] = field(default=(), compare=False)
+
+    def percentile(self, percent: float) -> float:
+        """The latency that ``percent`` of the samples do not exceed, between samples by a straight line."""
+        place = (len(self.latencies) - 1) * percent / 100
+        low = int(place)
+        high = min(low + 1, len(self.latencies) - 1)
+        return self.latencies[low] + (place - low) * (self.latencies[high] - self.latencies[low])
 
 
 def take_turns(calls: Sequence[Call], repeat: int, device: "torch.device") -> list[Timing]:
@@ -64,8 +73,10 @@ def take_turns(calls: Sequence[Call], repeat: int, device: "torch.device") -> li
 def summarize(samples: Sequence[tuple[float, bool]]) -> Timing:
     """The :class:`Timing` of samples (seconds, whether undisturbed)."""
     quiet = [seconds for seconds, undisturbed in samples if undisturbed]
-    fastest = sorted(seconds for seconds, _ in samples)[: (len(samples) + 1) // 2]
-    return Timing(statistics.median(quiet if len(quiet) >= 3 else fastest), len(samples), len(quiet))
+    latencies = sorted(seconds for seconds, _ in samples)
+    fastest = latencies[: (len(samples) + 1) // 2]
+    median = statistics.median(quiet if len(quiet) >= 3 else fastest)
+    return Timing(median, len(samples), len(quiet), tuple(latencies))
 
 
 def _sample(call: Call, times: int, device: "torch.device") -> tuple[float, bool]:

@@ -1,0 +1,119 @@
+"""The sides of ``attnzoo bench models``: models built for an image size, checked against the ops' definitions."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .grid import Setup
+
+if TYPE_CHECKING:
+    import torch
+
+# Largest difference of the logits from those by the ops' definitions, relative to their norm, with which a time
+# is worth printing. It covers a top-k member or a routed region that another rounding chooses.
+TOLERANCES = {"float32": 1e-3, "float64": 1e-6, "bfloat16": 0.2, "float16": 0.05}
+
+# The definitions keep whole attention matrices: beyond this size they are compared on a smaller image.
+_LARGEST_CHECKED = (256, 256)
+_SMALLER = (224, 224)
+
+
+@dataclass
+class Side:
+    """A model in one form, ready to be timed.
+
+    Attributes:
+        form: ``eager`` or ``compiled``.
+        call: one forward pass, or forward and backward.
+        error: of the logits against the ops' definitions; None for a model that is not the zoo's.
+        checked_at: the image size of that comparison.
+    """
+
+    form: str
+    call: Callable[[], Any]
+    error: float | None
+    checked_at: tuple[int, int] | None
+
+
+class WrongResult(ValueError):
+    """The logits are not those by the definitions."""
+
+
+def build(name: str, img_size: tuple[int, int]) -> "torch.nn.Module":
+    """A model with random weights for images of this size; timm's need to be told it."""
+    import timm
+    import torch
+
+    from ...zoo import list_models
+
+    torch.manual_seed(0)
+    default = timm.get_pretrained_cfg(name).input_size[1:]
+    if img_size == tuple(default) or name in list_models():
+        return timm.create_model(name).eval()
+    try:
+        return timm.create_model(name, img_size=img_size).eval()
+    except TypeError:  # a convolutional model takes any size and no such argument
+        return timm.create_model(name).eval()
+
+
+def random_images(setup: Setup, img_size: tuple[int, int]) -> "torch.Tensor":
+    """The same for every model: [B, 3, H, W] of the setup's type, on its device."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(setup.batch, 3, *img_size, generator=generator)
+    return images.to(setup.device, getattr(torch, setup.dtype))
+
+
+def make_side(model: "torch.nn.Module", form: str, setup: Setup, backward: bool) -> Side:
+    """Checks a model's form and returns the call that is to be timed.
+
+    Raises:
+        WrongResult: its logits are off.
+        ValueError, RuntimeError, AssertionError: the model does not take the setup.
+    """
+    import torch
+
+    torch.compiler.reset()
+    function = torch.compile(model, dynamic=False) if form == "compiled" else model
+    height, width = setup.img_size
+    checked_at = setup.img_size if height * width <= _LARGEST_CHECKED[0] * _LARGEST_CHECKED[1] else _SMALLER
+    error = _error(model, function, random_images(setup, checked_at))
+    if error is not None and not error <= TOLERANCES[setup.dtype]:
+        raise WrongResult(f"{form} is off by {error:.1e}; no time for it")
+    call = _call(function, random_images(setup, setup.img_size), backward)
+    return Side(form, call, error, checked_at if error is not None else None)
+
+
+@contextlib.contextmanager
+def forced(backend: str) -> Iterator[None]:
+    """The backend of the zoo's ops while models run; ``auto`` leaves it to each op."""
+    from ...kernels import use_backend
+
+    with use_backend(None if backend == "auto" else backend):
+        yield
+
+
+def _error(model: "torch.nn.Module", function: Any, images: "torch.Tensor") -> float | None:
+    import torch
+
+    from ... import zoo
+    from ...kernels import use_backend
+    from .check import relative_error
+
+    if not type(model).__module__.startswith(zoo.__name__):
+        return None
+    with torch.no_grad():
+        with use_backend("reference"):
+            truth = model(images)
+        return relative_error(function(images), truth.double())
+
+
+def _call(function: Any, images: "torch.Tensor", backward: bool) -> Callable[[], Any]:
+    import torch
+
+    if not backward:
+        return torch.no_grad()(lambda: function(images))
+    parameters = [x for x in function.parameters() if x.requires_grad]
+    return lambda: torch.autograd.grad(function(images).sum(), parameters, allow_unused=True)
