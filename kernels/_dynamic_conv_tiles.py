@@ -8,6 +8,7 @@ windows, which multiplies the tile's part of the map. Exact at every size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from ._checks import compute_dtype, is_traced
-from ._chunks import in_chunks
+from ._chunks import CHUNK_BYTES, in_chunks
 from ._linear import full_precision
 
 # Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
@@ -77,19 +78,38 @@ def tiled_dynamic_conv(
     """The ``torch`` implementation of :func:`.dynamic_conv.dynamic_depthwise_conv`."""
     batch, heads = x.shape[0], x.shape[3]
     rows, cols = axes = tuple((int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
-    # A head of an image is an item; heads first is also how the layers' products leave the weights.
-    items = [each.permute(0, 3, 1, 2, 4).flatten(0, 1) for each in (x, weight)]
-    if bias is not None:
-        items.append(bias.expand(batch, *bias.shape).flatten(0, 1))
     matrix = math.prod(axis.queries.size * axis.keys.shape[1] for axis in (_axis(*rows), _axis(*cols)))
+    matrix *= x.element_size()
+
+    spread = _spread if is_traced(x) or torch.is_grad_enabled() else _Buffer()
+
+    def aggregate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        items = (x, weight) if bias is None else (x, weight, bias)
+        return in_chunks(lambda *chunk: _aggregate(axes, softmax, spread, *chunk), items, matrix)
+
+    # A head of an image is an item; heads first is also how the layers' products leave the weights.
     with full_precision(x.device):
-        out = in_chunks(lambda *chunk: _aggregate(axes, softmax, *chunk), tuple(items), matrix * x.element_size())
+        if not _heads_first(weight) and matrix > CHUNK_BYTES // 2 and not is_traced(x) and x.device.type == "cpu":
+            # Items are taken one by one anyway: reading them where they lie saves a copy of all weights.
+            biases = [None] * heads if bias is None else [each.expand(batch, *each.shape) for each in bias]
+            each_head = zip(x.unbind(3), weight.unbind(3), biases, strict=True)
+            return torch.stack([aggregate(*head) for head in each_head], 3)
+        x, weight = (each.permute(0, 3, 1, 2, 4).flatten(0, 1) for each in (x, weight))
+        if bias is not None:
+            bias = bias.expand(batch, *bias.shape).flatten(0, 1)
+        out = aggregate(x, weight, bias)
     return out.unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
+
+
+def _heads_first(weight: torch.Tensor) -> bool:
+    """Whether ``[B, H, W, heads, window]`` lies in memory as ``[B, heads, H, W, window]``."""
+    return weight.permute(0, 3, 1, 2, 4).is_contiguous()
 
 
 def _aggregate(
     axes: tuple[tuple[int, int], ...],
     softmax: bool,
+    spread: Callable[..., torch.Tensor],
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -98,7 +118,7 @@ def _aggregate(
     weight = _weights(weight, axes, bias, softmax).to(x.dtype)
     if math.prod(length - kernel + 1 for length, kernel in axes) <= _SHARED_WINDOWS:
         return _by_window(x, weight, axes)
-    return _by_tile(x, weight, axes)
+    return _by_tile(x, weight, axes, spread)
 
 
 def _by_window(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...]) -> torch.Tensor:
@@ -122,7 +142,9 @@ def _sharing(start: int, length: int, kernel: int) -> slice:
     return slice(start + kernel // 2 if start else 0, start + kernel // 2 + 1 if start < length - kernel else length)
 
 
-def _by_tile(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...]) -> torch.Tensor:
+def _by_tile(
+    x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...], spread: Callable[..., torch.Tensor]
+) -> torch.Tensor:
     rows, cols = plans = [_axis(*axis) for axis in axes]
     for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
         if plan.queries.size != axis[0]:
@@ -138,7 +160,7 @@ def _by_tile(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int],
         )
     )
     values = values.flatten(3, 4)
-    weight = _spread(weight, axes, values.shape[3])
+    weight = spread(weight, axes, values.shape[3])
     out = (weight.flatten(3, 4) @ values).unflatten(3, weight.shape[3:5])
     out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
@@ -163,10 +185,32 @@ def _weights(
 
 def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
     """Windows' weights ``[N, n, m, T, U, window]`` → ``[N, n, m, T, U, keys]`` of their tile, zero outside windows."""
-    rows, cols = (_table(axis, "slots", weight) for axis in axes)
+    slots = _slots(axes, weight.device).expand(weight.shape)
+    return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots, weight)
+
+
+class _Buffer:
+    """:func:`_spread` without a gradient into one matrix: every chunk fills the same places, the others stay zero."""
+
+    def __init__(self) -> None:
+        self._matrix: torch.Tensor | None = None
+
+    def __call__(self, weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
+        slots = (_held_slots if weight.device.type == "cpu" else _slots)(axes, weight.device)
+        if self._matrix is None or len(self._matrix) < len(weight):
+            self._matrix = weight.new_zeros(*weight.shape[:-1], keys)
+        return self._matrix[: len(weight)].scatter_(-1, slots.expand(weight.shape), weight)
+
+
+def _slots(axes: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
+    """``[n, m, T, U, window]``: where among the keys of its tile each weight belongs."""
+    rows, cols = (_make_table(*axis, "slots", device) for axis in axes)
     columns = _axis(*axes[1]).keys.shape[1]
-    slots = rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]
-    return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots.flatten(4).expand(weight.shape), weight)
+    return (rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]).flatten(4)
+
+
+# A few megabytes each; as many as a model's stages ask for at one size.
+_held_slots = lru_cache(maxsize=8)(_slots)
 
 
 def _table(axis: tuple[int, int], name: str, like: torch.Tensor) -> torch.Tensor:

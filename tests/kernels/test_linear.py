@@ -174,7 +174,7 @@ def test_views_and_expanded_gradients(op, backend):
 def test_batches_in_chunks_are_the_images_one_by_one(op, monkeypatch):
     q, k, v = draw((6, 5), batch=5)
     whole = run(op, "torch", q, k, v)
-    monkeypatch.setattr("attnzoo.kernels._chunks._CHUNK_BYTES", 2 * v[:1].numel() * 8 * 8)
+    monkeypatch.setattr("attnzoo.kernels._chunks.CHUNK_BYTES", 2 * v[:1].numel() * 8 * 8)
     assert relative_error(run(op, "torch", q, k, v), whole) < 1e-14
 
 
