@@ -20,6 +20,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import Registry
 
+from .weights.mmengine import install as install_loaders
 from .zoo.mm import Backbone, LayerDecay, check_channels, provide_ops, skip_multimodal
 
 MODELS = Registry("model", scope="attnzoo", parent=MMENGINE_MODELS)
@@ -31,3 +32,4 @@ OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=LayerDecay)
 provide_ops()
 skip_multimodal()
 check_channels()
+install_loaders()

@@ -44,7 +44,7 @@ def convert_checkpoint(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
         CheckpointError: there is no state dict inside, or the family's conversion cannot make sense of it.
     """
     model = inner_model(model)
-    whole = has_backbone(model)
+    whole = is_whole(model)
     tensors, _ = unwrap(state_dict, whole=whole)
     if _is_native(tensors, model):
         return tensors
@@ -62,10 +62,9 @@ def convert_checkpoint(state_dict: Mapping[str, Any], model: nn.Module) -> dict[
         ) from error
 
 
-def has_backbone(model: nn.Module) -> bool:
-    """Whether this is a detector or segmenter around one of the zoo's dense backbones."""
-    backbone = getattr(inner_model(model), "backbone", None)
-    return isinstance(backbone, nn.Module) and _filter_of(backbone) is not None
+def is_whole(model: nn.Module) -> bool:
+    """Whether this is a detector or segmenter: a model with a ``backbone`` and parts around it."""
+    return isinstance(getattr(inner_model(model), "backbone", None), nn.Module)
 
 
 def _convert_whole(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Stand-ins for the few classes that training checkpoints hold beside tensors: their values, none of their behaviour."""
+"""Stand-ins for the few classes that training checkpoints hold beside tensors: their values without their code."""
 
 import re
 from collections import OrderedDict

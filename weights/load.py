@@ -8,7 +8,7 @@ from os import PathLike
 import torch
 from torch import nn
 
-from .convert import convert_checkpoint, has_backbone, inner_model
+from .convert import convert_checkpoint, inner_model, is_whole
 from .errors import CheckpointError
 from .layout import unwrap
 from .match import matches
@@ -81,7 +81,7 @@ def load_checkpoint(
 
     Args:
         model: A zoo model (or any timm model); with ``num_classes=0``, or wrapped by ``features_only``, the file's
-            head is left out. Also a detector or segmenter with a ``backbone`` of the zoo's.
+            head is left out. Also a detector or segmenter around a ``backbone``.
         path: The file: torch.save's formats or safetensors.
         key: Wrapper key to take, as for :func:`unwrap`.
         strict: Refuse missing and unexpected tensors. A tensor of another shape is refused in any case.
@@ -96,7 +96,7 @@ def load_checkpoint(
     """
     inner = inner_model(model)
     try:
-        found, taken = unwrap(read_checkpoint(path), key, whole=has_backbone(model))
+        found, taken = unwrap(read_checkpoint(path), key, whole=is_whole(model))
         check_finite(found)
         converted = _fitting(_converted(found, model), inner, allow_missing)
         unexpected = _check_fit(converted, model, found, strict, allow_missing)

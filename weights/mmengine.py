@@ -139,7 +139,9 @@ def load_from_mmcls(filename: str, map_location: object = None) -> dict[str, Any
 
 def load_from_nowhere(filename: str, map_location: object = None) -> dict[str, Any]:
     """Refuses what cannot be checked before it is loaded."""
-    raise CheckpointError("is on a store that is not read directly; copy it to this machine and give its path", filename)
+    raise CheckpointError(
+        "is on a store that is not read directly; copy it to this machine and give its path", filename
+    )
 
 
 def _address(filename: str, addresses: Mapping[str, str]) -> str:
