@@ -21,7 +21,9 @@ from ._builder import list_models
 from ._plain import Plain
 from ._pyramid import Pyramid
 from .dense import Backbone
+from .detection import create_detector
 from .maps import AttentionMap, attention_maps
+from .segmentation import create_segmenter
 
 __all__ = [
     "AttentionMap",
@@ -34,6 +36,8 @@ __all__ = [
     "agent_swin",
     "attention_maps",
     "biformer",
+    "create_detector",
+    "create_segmenter",
     "flowformer",
     "l2vit",
     "list_models",
