@@ -77,7 +77,8 @@ class Tap(ABC):
                 self._stack.append((name, module, inputs))
 
         def leave(module: nn.Module, inputs: tuple, output: Any) -> Any:
-            if threading.get_ident() != thread:
+            # Where a hook before ours failed, the module was never entered.
+            if threading.get_ident() != thread or not self._stack or self._stack[-1][1] is not module:
                 return None
             self._stack.pop()
             if isinstance(module, _CONVOLUTIONS) and isinstance(output, Tensor):
