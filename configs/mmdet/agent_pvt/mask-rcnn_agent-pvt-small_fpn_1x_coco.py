@@ -1,0 +1,16 @@
+"""Mask R-CNN on Agent-PVT (small): 12 epochs on COCO."""
+
+_base_ = "./mask-rcnn_agent-pvt-tiny_fpn_1x_coco.py"
+
+metadata = dict(
+    _delete_=True,
+    origin="published",
+    paper="arXiv:2312.08874",
+    entry="agent_pvt_small.maskrcnn_1x_coco",
+    box_ap=44.5,
+    mask_ap=41.2,
+)
+
+model = dict(
+    backbone=dict(name="agent_pvt_small", drop_path_rate=0.2),
+)

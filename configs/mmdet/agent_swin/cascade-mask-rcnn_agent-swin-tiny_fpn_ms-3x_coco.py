@@ -1,0 +1,41 @@
+"""Cascade Mask R-CNN on Agent-Swin (tiny): 36 epochs on COCO, multi-scale."""
+
+_base_ = [
+    "../_base_/models/cascade-mask-rcnn_fpn.py",
+    "../_base_/datasets/coco_instance_multiscale.py",
+    "../_base_/schedules/schedule_3x.py",
+    "../_base_/default_runtime.py",
+]
+
+metadata = dict(
+    origin="published",
+    paper="arXiv:2312.08874",
+    entry="agent_swin_tiny.cascade_maskrcnn_3x_coco",
+    box_ap=51.4,
+    mask_ap=44.5,
+)
+
+model = dict(
+    backbone=dict(
+        name="agent_swin_tiny",
+        pretrained=True,
+        agent_grids=[(9, 9), (12, 12), (14, 14), (7, 7)],
+        drop_path_rate=0.1,
+        out_norm=True,
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            "rel_pos_bias": dict(decay_mult=0.0),
+            "norm": dict(decay_mult=0.0),
+            "an_bias": dict(decay_mult=0.0),
+            "na_bias": dict(decay_mult=0.0),
+            "ah_bias": dict(decay_mult=0.0),
+            "aw_bias": dict(decay_mult=0.0),
+            "ha_bias": dict(decay_mult=0.0),
+            "wa_bias": dict(decay_mult=0.0),
+        }
+    ),
+)

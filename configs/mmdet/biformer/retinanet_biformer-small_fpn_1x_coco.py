@@ -1,0 +1,29 @@
+"""RetinaNet on BiFormer (small): 12 epochs on COCO."""
+
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+metadata = dict(
+    origin="published",
+    paper="arXiv:2303.08810",
+    precision="fp16",
+    entry="biformer_small.retinanet_1x_coco",
+    box_ap=45.9,
+)
+
+model = dict(
+    backbone=dict(
+        name="biformer_small",
+        pretrained=True,
+        num_regions=16,
+        drop_path_rate=0.2,
+        out_norm=True,
+        norm_eval=True,
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+optim_wrapper = dict(optimizer=dict(weight_decay=0.0001))

@@ -1,0 +1,23 @@
+"""Cascade Mask R-CNN on DiNAT (base): 36 epochs on COCO, multi-scale."""
+
+_base_ = "./cascade-mask-rcnn_dinat-mini_fpn_ms-3x_coco.py"
+
+metadata = dict(
+    _delete_=True,
+    origin="published",
+    paper="arXiv:2209.15001",
+    precision="fp16",
+    entry="dinat_base.cascade_maskrcnn_3x_coco",
+    box_ap=53.4,
+    mask_ap=46.2,
+)
+
+model = dict(
+    backbone=dict(
+        name="dinat_base",
+        dilations=[[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3, 1, 3, 1]],
+        drop_path_rate=0.6,
+    ),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
+optim_wrapper = dict(optimizer=dict(lr=7.5e-05))

@@ -1,0 +1,20 @@
+"""Mask R-CNN on DiNAT (tiny): 36 epochs on COCO, multi-scale."""
+
+_base_ = "./mask-rcnn_dinat-mini_fpn_ms-3x_coco.py"
+
+metadata = dict(
+    _delete_=True,
+    origin="published",
+    paper="arXiv:2209.15001",
+    precision="fp16",
+    entry="dinat_tiny.maskrcnn_3x_coco",
+    box_ap=48.6,
+    mask_ap=43.5,
+)
+
+model = dict(
+    backbone=dict(
+        name="dinat_tiny",
+        dilations=[[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3, 1, 3, 1]],
+    ),
+)

@@ -1,0 +1,14 @@
+"""Mask R-CNN on DiNAT_s (small): 12 epochs on COCO."""
+
+_base_ = "./mask-rcnn_dinat-s-tiny_fpn_1x_coco.py"
+
+# ours: no paper has this cell
+metadata = dict(_delete_=True, origin="ours")
+
+model = dict(
+    backbone=dict(
+        name="dinat_s_small",
+        dilations=[[1, 28], [1, 14], [1, 3, 1, 5, 1, 7] * 3, [1, 3]],
+        drop_path_rate=0.35,
+    ),
+)

@@ -1,0 +1,25 @@
+"""RetinaNet on DiNAT_s (tiny): 12 epochs on COCO."""
+
+_base_ = [
+    "../_base_/models/retinanet_fpn.py",
+    "../_base_/datasets/coco_detection.py",
+    "../_base_/schedules/schedule_1x.py",
+    "../_base_/default_runtime.py",
+]
+
+# ours: no paper has this cell
+metadata = dict(origin="ours")
+
+model = dict(
+    backbone=dict(
+        name="dinat_s_tiny",
+        pretrained=True,
+        dilations=[[1, 28], [1, 14], [1, 3, 1, 5, 1, 7], [1, 3]],
+        drop_path_rate=0.2,
+        out_norm=True,
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={"rel_pos_bias": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}),
+)

@@ -1,0 +1,10 @@
+"""RetinaNet on NAT (tiny): 12 epochs on COCO."""
+
+_base_ = "./retinanet_nat-mini_fpn_1x_coco.py"
+
+# ours: no paper has this cell
+metadata = dict(_delete_=True, origin="ours")
+
+model = dict(
+    backbone=dict(name="nat_tiny"),
+)

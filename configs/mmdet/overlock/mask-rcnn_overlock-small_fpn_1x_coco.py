@@ -1,0 +1,18 @@
+"""Mask R-CNN on OverLoCK (small): 12 epochs on COCO."""
+
+_base_ = "./mask-rcnn_overlock-tiny_fpn_1x_coco.py"
+
+metadata = dict(
+    _delete_=True,
+    origin="published",
+    paper="arXiv:2502.20087",
+    precision="fp32",
+    entry="overlock_small.maskrcnn_1x_coco",
+    box_ap=49.4,
+    mask_ap=44.0,
+)
+
+model = dict(
+    backbone=dict(name="overlock_small", drop_path_rate=0.4),
+    neck=dict(in_channels=[64, 128, 448, 640]),
+)

@@ -1,0 +1,20 @@
+"""Mask2Former's 160,000 steps: the backbone learns at a tenth of the rate, gradients are clipped at a norm of 0.01."""
+
+_base_ = "./schedule_160k.py"
+
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-4, weight_decay=0.05),
+    clip_grad=dict(max_norm=0.01, norm_type=2),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        custom_keys={
+            "backbone": dict(lr_mult=0.1),
+            "backbone.norms": dict(lr_mult=0.1, decay_mult=0.0),
+            "rel_pos_bias": dict(lr_mult=0.1, decay_mult=0.0),
+            "query_embed": dict(decay_mult=0.0),
+            "query_feat": dict(decay_mult=0.0),
+            "level_embed": dict(decay_mult=0.0),
+        },
+    ),
+)
+param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=0.0, by_epoch=False, begin=0, end=160000)]

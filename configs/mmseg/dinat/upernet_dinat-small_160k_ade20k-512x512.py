@@ -1,0 +1,23 @@
+"""UPerNet on DiNAT (small): 160,000 steps on ADE20K."""
+
+_base_ = "./upernet_dinat-mini_160k_ade20k-512x512.py"
+
+metadata = dict(
+    _delete_=True,
+    origin="published",
+    paper="arXiv:2209.15001",
+    precision="fp16",
+    entry="dinat_small.upernet_160k_ade20k",
+    miou=48.9,
+    miou_ms=49.9,
+)
+
+model = dict(
+    backbone=dict(
+        name="dinat_small",
+        dilations=[[1, 16, 1], [1, 4, 1, 8], [1, 2, 1, 3, 1, 4] * 3, [1, 2, 1, 2, 1]],
+        drop_path_rate=0.5,
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)

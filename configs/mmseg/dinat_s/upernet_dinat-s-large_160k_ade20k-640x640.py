@@ -1,0 +1,33 @@
+"""UPerNet on DiNAT_s (large): 160,000 steps on ADE20K."""
+
+_base_ = [
+    "../_base_/models/upernet.py",
+    "../_base_/datasets/ade20k_640x640.py",
+    "../_base_/schedules/schedule_160k.py",
+    "../_base_/default_runtime.py",
+]
+
+metadata = dict(
+    origin="published",
+    paper="arXiv:2209.15001",
+    precision="fp16",
+    entry="dinat_s_large.upernet_160k_ade20k",
+    miou=53.4,
+    miou_ms=54.6,
+)
+
+model = dict(
+    data_preprocessor=dict(size=(640, 640)),
+    backbone=dict(
+        name="dinat_s_large.shi_in22k",
+        pretrained=True,
+        dilations=[[1, 20], [1, 10], [1, 2, 1, 3, 1, 4, 1, 5] * 2 + [1, 5], [1, 2]],
+        drop_path_rate=0.3,
+        out_norm=True,
+    ),
+    decode_head=dict(in_channels=[192, 384, 768, 1536]),
+    auxiliary_head=dict(in_channels=768),
+)
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={"rel_pos_bias": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}),
+)
