@@ -1,7 +1,8 @@
-"""A zoo model as the backbone of a detector or segmenter."""
+"""A zoo model, or any other of timm's that has stages, as the backbone of a detector or segmenter."""
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import timm
@@ -26,16 +27,18 @@ class Backbone(nn.Module):
 
     Args:
         name: an attnzoo or timm model with stages.
-        out_indices: the stages whose maps come out.
+        out_indices: the stages whose maps come out; timm's ResNets and MobileNets count their stem, of stride 2, as 0.
         pretrained: load the model's published classification weights.
         checkpoint: a file with weights, of the classifier or of a published dense model (without its heads).
         out_norm: put a channel LayerNorm on every output.
         frozen_stages: stages up to this one (and the stem) do not train; -1 is none, 0 the stem and first stage.
         norm_eval: keep BatchNorm's statistics as they are in training.
-        **kwargs: arguments of the model, such as ``drop_path_rate``, ``dilations`` or ``num_regions``.
+        **kwargs: arguments of the model, such as ``drop_path_rate``, ``dilations`` or ``num_regions``. timm's models
+            of one image size take any size, unless ``strict_img_size`` or ``dynamic_img_size`` is among them.
 
     Raises:
-        ValueError: ``out_indices`` or ``frozen_stages`` names a stage that the model does not have.
+        ValueError: there is no model ``name``, or it has no stages, or none that ``out_indices`` or ``frozen_stages``
+            names.
         CheckpointError: the weights cannot be read or do not fit.
     """
 
@@ -52,19 +55,11 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.body = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-        info = self.body.feature_info
-        if (
-            not out_indices
-            or not all(0 <= i < len(info) for i in out_indices)
-            or sorted(out_indices) != list(out_indices)
-        ):
-            raise ValueError(
-                f"out_indices={tuple(out_indices)}: {name} has stages 0 to {len(info) - 1}, in rising order"
-            )
-        if not -1 <= frozen_stages < len(info):
-            raise ValueError(f"frozen_stages={frozen_stages}: {name} has stages 0 to {len(info) - 1}; -1 freezes none")
+        self.body = _create(name, pretrained=pretrained, num_classes=0, **kwargs)
+        info = _stages(self.body, name, out_indices, frozen_stages)
+        whole = set(self.body.state_dict())
         self.out_indices = list(self.body.prune_intermediate_layers(list(out_indices), prune_norm=True))
+        self._pruned = whole - set(self.body.state_dict())
         self.out_channels = [info[i]["num_chs"] for i in self.out_indices]
         self.out_strides = [info[i]["reduction"] for i in self.out_indices]
         eps = getattr(self.body, "out_norm_eps", 1e-6)
@@ -72,12 +67,13 @@ class Backbone(nn.Module):
             LayerNorm2d(channels, eps=eps) if out_norm else nn.Identity() for channels in self.out_channels
         )
         # OverLoCK's published dense models are more than norms on its maps.
-        whole = out_norm and self.out_indices == [0, 1, 2, 3] and hasattr(self.body, "forward_dense")
-        self.overview = self.body.overview_output() if whole else None
+        overview = out_norm and self.out_indices == [0, 1, 2, 3] and hasattr(self.body, "forward_dense")
+        self.overview = self.body.overview_output() if overview else None
+        self.out_norm = out_norm
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         if checkpoint is not None:
-            load_checkpoint(self, checkpoint, allow_missing=("norms.", "overview."))
+            load_checkpoint(self, checkpoint, allow_missing=("norms.*", "overview.*"))
         self._freeze()
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -99,8 +95,10 @@ class Backbone(nn.Module):
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
-        for module in (self.body.stem, *self.body.stages[: self.frozen_stages + 1]):
-            module.eval().requires_grad_(False)
+        for part in _until(self.body, self.body.feature_info[self.frozen_stages]["module"].split(".")):
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As ``nn.Module``'s; published dense or classification checkpoints are converted on the way."""
@@ -121,18 +119,68 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict
     for key, value in state_dict.items():
         if key.startswith("overview."):
             converted[key] = value.flatten() if key.endswith("gamma") else value
-        elif match := _NORM_KEY.match(key):
+        elif model.out_norm and (match := _NORM_KEY.match(key)):
             stage = int(match[1])
             if stage in model.out_indices:
                 converted[f"norms.{model.out_indices.index(stage)}.{match[2]}"] = value
         else:
             rest[key] = value
     body = {f"body.{key}": value for key, value in convert_checkpoint(rest, model.body).items()}
-    left = len(model.body.stages)
-    return {**converted, **{key: value for key, value in body.items() if key in own or not _is_cut(key, left)}}
+    return {**converted, **{key: value for key, value in body.items() if key in own or not _is_cut(key, model)}}
 
 
-def _is_cut(key: str, stages: int) -> bool:
-    """Whether a classifier's parameter belongs to what a backbone of so many stages does without."""
-    stage = re.match(r"^body\.stages\.(\d+)\.", key)
-    return int(stage[1]) >= stages if stage else re.match(r"^body\.(norm|head|head_proj|aux_head)\.", key) is not None
+def _is_cut(key: str, model: Backbone) -> bool:
+    """Whether this is a parameter of the classifier that the backbone does without."""
+    name = key.removeprefix("body.")
+    heads = model.body.pretrained_cfg.get("classifier") or ()
+    heads = {heads} if isinstance(heads, str) else set(heads)
+    # A zoo checkpoint's projections and auxiliary heads are not timm's "classifier".
+    heads |= {"norm", "head", "head_proj", "aux_head"}
+    return name in model._pruned or any(name.startswith(f"{head}.") for head in heads)
+
+
+def _create(name: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model``, of any image size where the model can have it."""
+    if ":" not in name and "/" not in name and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), cutoff=0.5)
+        raise ValueError(f"there is no model {name!r}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.fixed_input_size:
+        for option, value in (("strict_img_size", False), ("dynamic_img_size", True)):
+            if option in kwargs:
+                break
+            try:
+                return timm.create_model(name, **{option: value}, **kwargs)
+            except TypeError as error:
+                if option not in str(error):
+                    raise
+    return timm.create_model(name, **kwargs)
+
+
+def _stages(body: nn.Module, name: str, out_indices: Sequence[int], frozen_stages: int) -> list[dict[str, Any]]:
+    """timm's ``feature_info`` of a model that has the stages asked for."""
+    info = getattr(body, "feature_info", None)
+    if not info or not hasattr(body, "forward_intermediates"):
+        raise ValueError(f"{name} has no stages to take maps from; a hierarchical model such as pvt_v2_b0 has")
+    last = len(info) - 1
+    if not out_indices or list(out_indices) != [i for i in sorted(out_indices) if 0 <= i <= last]:
+        raise ValueError(f"out_indices={tuple(out_indices)}: {name} has stages 0 to {last}, in rising order")
+    if not -1 <= frozen_stages <= last:
+        raise ValueError(f"frozen_stages={frozen_stages}: {name} has stages 0 to {last}; -1 freezes none")
+    if frozen_stages >= 0 and info[frozen_stages]["module"] not in dict(body.named_modules()):
+        raise ValueError(f"frozen_stages={frozen_stages}: {name} has no module of this stage; only -1 works")
+    return info
+
+
+def _until(parent: nn.Module, path: list[str]) -> Iterator[nn.Module | nn.Parameter]:
+    """What comes before and at the submodule ``path``, in the order in which models define and run their parts."""
+    yield from parent.parameters(recurse=False)
+    for name, child in parent.named_children():
+        if name != path[0]:
+            yield child
+        elif len(path) > 1:
+            yield from _until(child, path[1:])
+            return
+        else:
+            yield child
+            return

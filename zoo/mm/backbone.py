@@ -8,6 +8,7 @@ from mmengine.model.weight_init import initialize
 from torch import Tensor
 
 from ..dense import Backbone as DenseBackbone
+from ..dense import checkpoint_filter_fn as checkpoint_filter_fn  # conversion looks for it beside the model's class
 
 
 class Backbone(DenseBackbone, BaseModule):
