@@ -1,8 +1,21 @@
 """attnzoo: efficient-attention vision backbones as timm models."""
 
-from . import kernels, layers, zoo
-from ._version import __version__
-from .weights import convert_checkpoint
-from .zoo import Backbone
+from ._requirements import check_versions
 
-__all__ = ["Backbone", "__version__", "convert_checkpoint", "kernels", "layers", "zoo"]
+check_versions()
+
+from . import kernels, layers, zoo  # noqa: E402  only after the versions are known to fit
+from ._version import __version__  # noqa: E402
+from .weights import convert_checkpoint  # noqa: E402
+from .zoo import Backbone, create_detector, create_segmenter  # noqa: E402
+
+__all__ = [
+    "Backbone",
+    "__version__",
+    "convert_checkpoint",
+    "create_detector",
+    "create_segmenter",
+    "kernels",
+    "layers",
+    "zoo",
+]

@@ -17,7 +17,7 @@ ROOT = Path(attnzoo.__file__).parent
 FOLDERS = ("kernels", "layers", "weights", "zoo", "tools")
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MAY_IMPORT = {
-    "kernels": {"kernels"},
+    "kernels": {"kernels", "_requirements"},
     "layers": {"layers", "kernels"},
     "weights": {"weights"},
     "zoo": {"zoo", "layers", "kernels", "weights"},

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from .errors import CheckpointError
 from .manifest import Entry, Mirror
 from .reader import sniff
+from .record import keys_sha256, marker, recorded
 
 try:
     import fcntl
@@ -62,31 +63,25 @@ def exclusive(path: Path) -> Iterator[bool]:
         yield held
 
 
-def _marker(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(_marker(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def record(path: Path, sha256: str, origin: str) -> None:
     """Remember a verified file; in a cache that cannot be written to it is verified again next time."""
     info = path.stat()
-    known = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "sha256": sha256, "origin": origin}
+    _write(path, {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "sha256": sha256, "origin": origin})
+
+
+def _write(path: Path, known: dict[str, Any]) -> None:
     part = path.with_name(f"{path.name}.json.{os.getpid()}")
-    with contextlib.suppress(OSError):
+    try:
         part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(_marker(path))
+        part.replace(marker(path))
+    except OSError:  # a cache that cannot be written to, or a full disk
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def is_verified(path: Path, source: Entry | Mirror) -> bool:
     """Whether the file is the one that was verified last, by its size and time alone."""
-    known = _recorded(path)
+    known = recorded(path)
     try:
         info = path.stat()
     except OSError:
@@ -125,11 +120,35 @@ def verify(path: Path, source: Entry | Mirror) -> str:
         CheckpointError: it is another file, damaged, or no longer what it was.
     """
     sha256 = check(path, source)
-    known = _recorded(path)
+    known = recorded(path)
     if not (source.sha256 or source.sha256_prefix) and known.get("sha256", sha256) != sha256:
         raise CheckpointError(f"has changed since it was first verified (SHA-256 was {known['sha256'][:16]}…)", path)
     record(path, sha256, str(known.get("origin", "placed by hand")))
     return sha256
+
+
+def check_keys(path: Path, entry: Entry, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Check names, shapes and dtypes of a cached file's tensors against the manifest, or against its first use.
+
+    Args:
+        path: The file as :func:`fetch` gave it, verified.
+        entry: Its row of the manifest.
+        state_dict: Its tensors, unwrapped.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    digest = keys_sha256(state_dict)
+    known = recorded(path)
+    published = entry.keys_sha256 if path.name != converted_path(entry).name else None
+    wanted = published or known.get("keys_sha256")
+    if wanted is not None and wanted != digest:
+        origin = "manifest" if published else "first use"
+        raise CheckpointError(
+            f"holds other names, shapes or dtypes than before (digest {digest[:16]}, {origin}: {wanted[:16]})", path
+        )
+    if known and "keys_sha256" not in known:
+        _write(path, {**known, "keys_sha256": digest})
 
 
 def _hash_problem(sha256: str, source: Entry | Mirror) -> str | None:
@@ -143,5 +162,5 @@ def quarantine(path: Path) -> Path:
     """Move a file that failed its check out of the way, as ``NAME.bad``."""
     bad = path.with_name(f"{path.name}.bad")
     path.replace(bad)
-    _marker(path).unlink(missing_ok=True)
+    marker(path).unlink(missing_ok=True)
     return bad

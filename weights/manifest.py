@@ -57,6 +57,7 @@ class Entry:
         num_classes: Classes of the published head, or None.
         params_m: Published parameters in millions (of the whole detector or segmenter in its rows).
         flops_g: Published multiply-adds in units of 10^9, at ``resolution``.
+        keys_sha256: Digest of the tensors' names, shapes and dtypes (``record.keys_sha256``), or None where unknown.
     """
 
     id: str
@@ -83,10 +84,12 @@ class Entry:
     method: str | None
     source: str
     notes: str
+    keys_sha256: str | None = None
 
 
 def _entry(row: dict[str, Any]) -> Entry:
-    values = {field.name: row[field.name] for field in fields(Entry)}
+    values = {field.name: row[field.name] for field in fields(Entry) if field.name != "keys_sha256"}
+    values["keys_sha256"] = row.get("keys_sha256")
     return Entry(**{**values, "mirrors": tuple(Mirror(**mirror) for mirror in row["mirrors"])})
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from . import cache
 from .download import fetch
 from .errors import CheckpointError
 from .layout import unwrap
@@ -39,6 +40,7 @@ def pretrained_state_dict(name: str, cache_dir: str | PathLike[str] | None = Non
         checkpoint = read_checkpoint(file)
         state_dict, _ = unwrap(checkpoint, entry.top_level_key if entry.top_level_key in checkpoint else None)
         check_finite(state_dict)
+        cache.check_keys(file, entry, state_dict)
     except CheckpointError as error:
         raise CheckpointError(error.problem, file) from None
     return state_dict

@@ -1,5 +1,6 @@
 """Reads a checkpoint file: looks at its first bytes, then loads it without ever running code from it."""
 
+import difflib
 import re
 import stat
 import threading
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from .errors import CheckpointError
 from .inert import STAND_INS, settle
+from .record import expected
 
 _OTHER_TYPES = (
     (b"\x1f\x8b", "a gzip archive; unpack it and pass the checkpoint inside"),
@@ -49,10 +51,12 @@ def sniff(path: str | PathLike[str]) -> str:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        problem = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        problem = f"cannot be read ({error.strerror})"
+        if isinstance(error, FileNotFoundError):
+            problem = f"no such file{_nearby(path)}"
         raise CheckpointError(problem, path) from None
     if not head:
-        raise CheckpointError("is empty (0 bytes); download it again", path)
+        raise CheckpointError(f"is an empty file (0 bytes{expected(path)}); download it again", path)
     if head.startswith(b"PK\x03\x04"):
         _check_zip(path, info.st_size)
         return "zip"
@@ -67,13 +71,22 @@ def sniff(path: str | PathLike[str]) -> str:
     _reject_other(head, path)
 
 
+def _nearby(path: Path) -> str:
+    """Where a missing file was looked for, and what lies there under a similar name."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f": there is no folder {folder}"
+    near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=3, cutoff=0.6)
+    return f" in {folder}" + (f"; did you mean {', '.join(near)}?" if near else "")
+
+
 def _check_zip(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise CheckpointError(
-            f"is cut short or damaged (a zip archive of {size:,} bytes without its end)", path
+            f"is cut short or damaged (a zip archive of {size:,} bytes without its end{expected(path)})", path
         ) from None
     if not any(member.filename.endswith("data.pkl") for member in members):
         raise CheckpointError("is a zip archive that torch.save did not write; unpack it and pass a file inside", path)
@@ -89,7 +102,9 @@ def _is_safetensors(head: bytes, size: int, path: Path) -> bool:
     if header > _SAFETENSORS_HEADER_LIMIT:
         return False
     if header + 8 > size:
-        raise CheckpointError(f"is cut short (safetensors header of {header:,} bytes in a file of {size:,})", path)
+        raise CheckpointError(
+            f"is cut short (safetensors header of {header:,} bytes in a file of {size:,} bytes{expected(path)})", path
+        )
     return True
 
 
@@ -127,7 +142,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"is cut short or damaged ({path.stat().st_size:,} bytes; safetensors says: {error})", path
+            f"is cut short or damaged ({path.stat().st_size:,} bytes; safetensors says: {error}{expected(path)})", path
         ) from None
 
 
@@ -154,4 +169,4 @@ def _loading_problem(error: Exception, path: Path) -> str:
     if "Unsupported" in text or "allowlist" in text or "unrecognized function" in text or "blocklisted" in text:
         return "holds pickled objects, which can run code and are never loaded; ask its author for a state dict"
     reason = text.split(". ")[0].splitlines()[0][:160] if text else type(error).__name__
-    return f"is cut short or damaged ({path.stat().st_size:,} bytes; {reason})"
+    return f"is cut short or damaged ({path.stat().st_size:,} bytes; {reason}{expected(path)})"

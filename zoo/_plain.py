@@ -43,7 +43,7 @@ class Plain(Backbone):
 
     def _embed(self, x: Tensor) -> Tensor:
         """The image as the blocks' input; a model with class tokens or a position embedding adds them here."""
-        return self.stem(x)
+        return self._apply_stem(x)
 
     def _run(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """All blocks; ``grid`` is (H, W) of the map, for blocks of tokens that need it (see ``_forward_block``)."""

@@ -9,6 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..weights import convert_checkpoint
+from ._image import checked_image
 
 _POOLS = ("avg", "max", "avgmax", "")
 
@@ -32,13 +33,14 @@ class Stage(nn.Module):
 class Backbone(nn.Module):
     """The part of timm's contract that token models and pyramids share.
 
-    A subclass sets ``stem``, ``stages``, ``norm`` and ``head_proj`` and calls :meth:`_finish` at the end of its
-    constructor. ``stages`` is what ``forward_intermediates`` counts: stages of a pyramid, blocks of a plain model.
+    A subclass sets ``in_chans``, ``stem``, ``stages``, ``norm`` and ``head_proj`` and calls :meth:`_finish` at the end
+    of its constructor. ``stages`` is what ``forward_intermediates`` counts: a pyramid's stages, a plain model's blocks.
     """
 
     output_fmt = "NCHW"
     no_decay_leaves = ()
     out_norm_eps = 1e-6
+    min_img_size = 1
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As ``nn.Module``'s, and published checkpoints are converted on the way (see ``convert_checkpoint``)."""
@@ -94,9 +96,12 @@ class Backbone(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         raise NotImplementedError
 
+    def _apply_stem(self, x: Tensor) -> Tensor:
+        return self.stem(checked_image(x, self.in_chans, self.min_img_size))
+
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] → the last stage's normalised output, unpooled."""
-        return self.norm(self.stages(self.stem(x)))
+        return self.norm(self.stages(self._apply_stem(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] → logits [B, num_classes]."""
@@ -175,7 +180,7 @@ class Pyramid(Backbone):
 
     def _outputs(self, x: Tensor, count: int) -> Iterator[Tensor]:
         """The outputs of the first ``count`` stages, one after another."""
-        x = self.stem(x)
+        x = self._apply_stem(x)
         for stage in self.stages[:count]:
             x = stage(x)
             yield x

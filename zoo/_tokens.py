@@ -65,7 +65,7 @@ class TokenModel(Plain):
 
     def _embed(self, x: Tensor) -> Tensor:
         positions = fit_positions(self.pos_embed, x, self.patch_size, self.grid_size, self.dynamic_img_size)
-        patches = self.stem(x).flatten(2).transpose(1, 2)
+        patches = self._apply_stem(x).flatten(2).transpose(1, 2)
         return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
 

@@ -80,6 +80,7 @@ class AgentCSWin(Pyramid):
     output_fmt = "NHWC"
     no_decay_leaves = BIASES
     out_norm_eps = 1e-5
+    min_img_size = 3  # the stem is 7 pixels wide with a margin of 2
 
     def __init__(
         self,

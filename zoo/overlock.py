@@ -194,7 +194,7 @@ class OverLoCK(Pyramid):
 
     def _run(self, x: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The output of each of the first ``count`` stages, and the overview as soon as there is one."""
-        x, prior, overview = self.stem(x), None, None
+        x, prior, overview = self._apply_stem(x), None, None
         for stage in self.stages[:count]:
             if isinstance(stage, OverviewStage):
                 x, prior, overview = stage(x)
@@ -227,7 +227,7 @@ class OverLoCK(Pyramid):
 
         As in their code the third stage reads the second map normed, the others read theirs as it is.
         """
-        x = self.stages[0](self.stem(x))
+        x = self.stages[0](self._apply_stem(x))
         second = norms[1](self.stages[1](x))
         third, prior, overview = self.stages[2](second)
         last = self.stages[3](third, prior)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 
+from ..._requirements import triton_problem
 from ..dispatch import get_backend
 
 # The widest head that the kernels take; float32 needs more registers for each channel.
 MAX_WIDTH = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # AMD's matrix units have float32; NVIDIA's have TF32, of which three products are as good.
 FLOAT32_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
@@ -23,6 +22,11 @@ FLOAT32_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on tensors of the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def _triton_problem() -> str | None:
+    return triton_problem()
 
 
 @torch.compiler.assume_constant_result
@@ -46,8 +50,8 @@ def why_not_fused(x: torch.Tensor, widths: Sequence[int] = ()) -> str | None:
     simulated = x.device.type == "cpu" and get_backend() == "triton" and interpreted()
     if x.device.type != "cuda" and not simulated:
         return f"needs a CUDA device, not {x.device.type}"
-    if not _HAS_TRITON:
-        return "Triton is not installed"
+    if problem := _triton_problem():
+        return problem
     if not simulated and torch.version.hip is None:
         capability = _compute_capability(x.device.index)
         if capability < (8, 0):

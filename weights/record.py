@@ -1,0 +1,48 @@
+"""What is known of a checkpoint file from elsewhere: the manifest's row, and the record kept beside a cached file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .manifest import entries
+
+
+def marker(path: Path) -> Path:
+    """The file beside a cached checkpoint that remembers its verification."""
+    return path.with_name(f"{path.name}.json")
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """What was recorded when the file was verified; empty where nothing was, or nothing readable."""
+    try:
+        record = json.loads(marker(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def expected(path: Path) -> str:
+    """``; as published it has 1,234 bytes, SHA-256 …`` for a message about a damaged file, or an empty string.
+
+    The record beside the file tells it, else the one row of the manifest whose file has this name.
+    """
+    record = recorded(path)
+    size, sha256 = record.get("size"), record.get("sha256")
+    if not (isinstance(size, int) and isinstance(sha256, str)):
+        rows = [entry for entry in entries() if entry.file and path.name in (entry.file, f"{entry.id}-{entry.file}")]
+        if len(rows) != 1:
+            return ""
+        size, sha256 = rows[0].size, rows[0].sha256 or rows[0].sha256_prefix
+    known = [f"{size:,} bytes"] if size else []
+    known += [f"SHA-256 {sha256[:16]}"] if sha256 else []
+    return f"; as published it has {', '.join(known)}" if known else ""
+
+
+def keys_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the sorted names with each tensor's shape and dtype: what a checkpoint holds, values aside."""
+    lines = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(state_dict.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
