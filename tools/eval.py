@@ -58,6 +58,10 @@ def _add_model_arguments(group: Any) -> None:
     weights.add_argument("--checkpoint", metavar="FILE", help="weights to load in place of the published ones")
     weights.add_argument("--random-weights", action="store_true", help="evaluate an untrained model")
     group.add_argument("--checkpoint-key", metavar="KEY", help="where in FILE the weights are, such as model_ema")
+    group.add_argument(
+        "--allow-missing", nargs="+", default=[], metavar="NAME",
+        help="tensors that FILE need not have, with * and ?; they stay at random",
+    )  # fmt: skip
     group.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the checkpoint (the model's)")
     group.add_argument(
         "--model-kwargs", type=_assignment, nargs="+", default=[], metavar="NAME=VALUE", help="to the model"
@@ -134,6 +138,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--resume and --overwrite exclude each other")
     if args.checkpoint_key and not args.checkpoint:
         raise UserError("--checkpoint-key needs --checkpoint FILE")
+    if args.allow_missing and not args.checkpoint:
+        raise UserError("--allow-missing needs --checkpoint FILE")
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -83,6 +83,8 @@ def print_result(results: dict[str, Any]) -> None:
         top1, top5 = results["top1"], results["top5"]
         print(f"top-1 {top1:.3f} %   top-5 {top5:.3f} %   loss {loss}   of {counts['evaluated']:,} images")
     _print_published(results["published"])
+    if "report" in results["weights"]:
+        print(f"weights: {results['weights']['report']}")
     if counts["excluded"]:
         print(f"{counts['excluded']:,} unreadable images left out of these figures:")
         for item in results["excluded"][:10]:

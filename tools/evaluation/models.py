@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def load_subject(
     *,
     checkpoint: str | None = None,
     checkpoint_key: str | None = None,
+    allow_missing: Sequence[str] = (),
     random_weights: bool = False,
     num_classes: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -61,7 +63,7 @@ def load_subject(
     model = _create(name, pretrained, kwargs)
     weights: dict[str, Any] = {"source": "random"} if random_weights else {}
     if checkpoint:
-        weights = _load_file(model, checkpoint, checkpoint_key)
+        weights = _load_file(model, checkpoint, checkpoint_key, allow_missing)
     elif pretrained:
         cfg = model.pretrained_cfg
         origin = cfg.get("hf_hub_id") or cfg.get("url") or "a file of the package"
@@ -100,10 +102,10 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
         raise
 
 
-def _load_file(model: nn.Module, checkpoint: str, key: str | None) -> dict[str, Any]:
+def _load_file(model: nn.Module, checkpoint: str, key: str | None, allow_missing: Sequence[str]) -> dict[str, Any]:
     from ...weights import load_checkpoint
 
-    report = load_checkpoint(model, checkpoint, key=key)
+    report = load_checkpoint(model, checkpoint, key=key, allow_missing=allow_missing)
     digest = hashlib.sha256()
     with Path(checkpoint).open("rb") as file:
         while block := file.read(1 << 20):

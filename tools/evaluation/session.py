@@ -75,6 +75,7 @@ class Session:
             args.model,
             checkpoint=args.checkpoint,
             checkpoint_key=args.checkpoint_key,
+            allow_missing=args.allow_missing,
             random_weights=args.random_weights,
             num_classes=args.num_classes,
             model_kwargs=dict(args.model_kwargs),
