@@ -10,7 +10,7 @@ from pathlib import Path
 from .._version import __version__
 from .cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, HelpFormatter
 
-COMMANDS = ("list", "info", "eval", "train", "weights", "table", "diffuse", "bench", "toys", "demo")
+COMMANDS = ("list", "info", "eval", "train", "weights", "mm", "table", "diffuse", "bench", "toys", "demo")
 
 
 def _summary(command: str) -> str:

@@ -1,0 +1,1 @@
+"""Training and testing detectors and segmenters on MMEngine's Runner, for ``attnzoo mm``."""

@@ -1,0 +1,94 @@
+"""What training and testing share: the work folder, the settings from the command line and the Runner."""
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ...weights import CheckpointError
+from ..cli import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+    from .runner import CheckedRunner
+
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+
+
+def prepare_work_dir(config: "Config", name: str, given: Path | None) -> Path:
+    """Make the work folder: the given one, the config's, or ``out/NAME``; written to once before the work.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    folder = Path(given or config.get("work_dir") or Path("out") / Path(name).stem)
+    check_writable(folder)
+    config.work_dir = str(folder)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and a file in it.
+
+    Raises:
+        UserError: one of them cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror or error}") from None
+
+
+def set_launcher(config: "Config", launcher: str) -> None:
+    config.launcher = launcher
+    os.environ.setdefault("LOCAL_RANK", "0")
+
+
+def build_runner(config: "Config") -> "CheckedRunner":
+    """The Runner of a config; what is wrong with the config is one line.
+
+    Raises:
+        UserError: the config names something that does not exist or does not fit.
+        CheckpointError: a checkpoint that it names cannot be used.
+    """
+    from ... import registry  # noqa: F401  operators and loaders, also for configs that do not import it
+    from .runner import CheckedRunner
+
+    if "runner_type" in config:
+        raise UserError(f"runner_type={config.runner_type!r} is for {config.default_scope}'s own tools/train.py")
+    with one_line_errors():
+        return CheckedRunner.from_cfg(config)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Errors while a config's parts are built are the config's; MMEngine words them."""
+    try:
+        yield
+    except (UserError, CheckpointError):
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError) as error:
+        raise UserError(f"the config cannot be built: {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"the config cannot be built: {error}") from error
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
