@@ -1,11 +1,8 @@
 """What every model asks of its input before the first layer sees it."""
 
-import torch
-import torch.fx
 from torch import Tensor
 
 
-@torch.fx.wrap  # it cannot follow questions about shape and dtype
 def checked_image(x: Tensor, in_chans: int, min_size: int) -> Tensor:
     """The image [B, in_chans, H, W] as it is; B may be 0.
 

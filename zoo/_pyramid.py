@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+import torch.fx
 from timm.layers import SelectAdaptivePool2d
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from ..weights import convert_checkpoint
 from ._image import checked_image
+
+torch.fx.wrap("checked_image")  # it cannot follow questions about shape and dtype
 
 _POOLS = ("avg", "max", "avgmax", "")
 
