@@ -10,12 +10,30 @@ from pathlib import Path
 from .._version import __version__
 from .cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, HelpFormatter
 
-COMMANDS = ("list", "info", "eval", "train", "weights", "mm", "table", "diffuse", "bench", "toys", "demo")
+COMMANDS = (
+    "list",
+    "info",
+    "eval",
+    "train",
+    "weights",
+    "mm",
+    "table",
+    "diffuse",
+    "bench",
+    "export",
+    "toys",
+    "demo",
+    "demo-dense",
+)
+
+
+def _module(command: str) -> str:
+    return command.replace("-", "_")
 
 
 def _summary(command: str) -> str:
     """First line of a subcommand's docstring, read without importing it (torch takes seconds)."""
-    source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
+    source = Path(__file__).with_name(f"{_module(command)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
 
 
@@ -28,7 +46,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         summary = _summary(name)
         sub = subparsers.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
         if name == command:
-            importlib.import_module(f".{name}", __package__).add_arguments(sub)
+            importlib.import_module(f".{_module(name)}", __package__).add_arguments(sub)
     return parser
 
 
@@ -37,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         args = build_parser(command).parse_args(argv)
-        return importlib.import_module(f".{args.command}", __package__).run(args)
+        return importlib.import_module(f".{_module(args.command)}", __package__).run(args)
     except KeyboardInterrupt:
         print("attnzoo: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

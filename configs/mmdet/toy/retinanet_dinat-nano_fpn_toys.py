@@ -24,7 +24,7 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type="attnzoo.Backbone", name="dinat_nano", pretrained=True, out_indices=(0, 1, 2, 3)),
+    backbone=dict(type="attnzoo.Backbone", name="dinat_nano", pretrained=True, out_norm=True),
     neck=dict(type="FPN", in_channels=[24, 48, 96, 192], out_channels=48, start_level=1, num_outs=3),
     bbox_head=dict(
         type="RetinaHead",

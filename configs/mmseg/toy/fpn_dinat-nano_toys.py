@@ -28,7 +28,7 @@ model = dict(
         size=(crop, crop),
         test_cfg=dict(size_divisor=32),
     ),
-    backbone=dict(type="attnzoo.Backbone", name="dinat_nano", pretrained=True, out_indices=(0, 1, 2, 3)),
+    backbone=dict(type="attnzoo.Backbone", name="dinat_nano", pretrained=True, out_norm=True),
     neck=dict(type="FPN", in_channels=[24, 48, 96, 192], out_channels=48, num_outs=4),
     decode_head=dict(
         type="FPNHead",
@@ -61,7 +61,7 @@ train_dataloader = dict(
         pipeline=[
             dict(type="LoadImageFromFile"),
             dict(type="LoadAnnotations"),
-            dict(type="CenterCrop", crop_size=crop, auto_pad=True),
+            dict(type="RandomCrop", crop_size=(crop, crop)),
             dict(type="PackSegInputs"),
         ],
     ),

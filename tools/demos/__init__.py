@@ -1,0 +1,1 @@
+"""What ``attnzoo demo-dense`` is made of: training through MMEngine, and the picture of the results."""
