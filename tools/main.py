@@ -21,6 +21,7 @@ COMMANDS = (
     "diffuse",
     "bench",
     "export",
+    "visualize",
     "toys",
     "demo",
     "demo-dense",

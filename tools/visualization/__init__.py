@@ -1,0 +1,1 @@
+"""Pictures of attention maps, and what many of them together say."""
