@@ -33,3 +33,5 @@ optim_wrapper = dict(
         }
     ),
 )
+# The first stage has a norm that RetinaNet makes no use of.
+find_unused_parameters = True

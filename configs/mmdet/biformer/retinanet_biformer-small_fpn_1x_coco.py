@@ -27,3 +27,5 @@ model = dict(
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=0.0001))
+# The first stage has a norm that RetinaNet makes no use of.
+find_unused_parameters = True

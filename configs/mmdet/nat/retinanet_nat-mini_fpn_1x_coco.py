@@ -17,3 +17,5 @@ model = dict(
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={"rel_pos_bias": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}),
 )
+# The first stage has a norm that RetinaNet makes no use of.
+find_unused_parameters = True

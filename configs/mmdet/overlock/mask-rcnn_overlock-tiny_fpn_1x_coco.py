@@ -24,3 +24,5 @@ optim_wrapper = dict(
     optimizer=dict(lr=0.0002),
     paramwise_cfg=dict(custom_keys={"norm": dict(decay_mult=0.0)}),
 )
+# BatchNorm counts the images of all processes.
+sync_bn = "torch"

@@ -23,3 +23,5 @@ model = dict(
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={"norm": dict(decay_mult=0.0)}),
 )
+# BatchNorm counts the images of all processes.
+sync_bn = "torch"

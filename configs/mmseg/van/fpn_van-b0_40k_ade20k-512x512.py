@@ -20,3 +20,5 @@ model = dict(
 )
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=32)
+# BatchNorm counts the images of all processes.
+sync_bn = "torch"
