@@ -7,7 +7,7 @@ Everything in them is real (see :mod:`.photographs` and :mod:`.digits`) and alre
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
 from .digits import CLASSES, DigitsDataset, digits_dataset
 from .photographs import photograph, split_photographs
@@ -16,8 +16,10 @@ SPLITS = ("train", "val")
 SHORT_SIDES, EXTRA_LENGTHS = (96, 128), (24, 48)
 PORTRAITS = 0.3
 DIGITS_PER_SCENE = (2, 4)
-DIGIT_SIDES = (36, 72)
-INK = 0.4
+DIGIT_SIDES = (32, 60)
+# Bright digits on dark paper, cut out along the digit: a rim of so much of the side around what counts as ink.
+INK, RIM = 0.4, 0.09
+DARK, BRIGHT = (0, 70), (150, 255)
 ATTEMPTS = 20
 
 
@@ -101,30 +103,29 @@ def _cut(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _paste(image: np.ndarray, others: list[Digit], digits: DigitsDataset, rng: np.random.Generator) -> Digit | None:
     """Paste one digit into ``image`` where no other is, and tell where; None if there is no room for it."""
     scan, label = digits[int(rng.integers(len(digits)))]
-    side = int(rng.integers(*DIGIT_SIDES, endpoint=True))
-    grey = np.asarray(scan.convert("L").resize((side, side), Image.Resampling.BICUBIC), np.float32)
-    grey /= grey.max()
-    inked = grey > INK
-    rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
-    shape = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    ink, inked = grey[shape], inked[shape]
+    ink, shape = _sticker(scan, int(rng.integers(*DIGIT_SIDES, endpoint=True)))
     for _ in range(ATTEMPTS):
-        top = int(rng.integers(image.shape[0] - inked.shape[0], endpoint=True))
-        left = int(rng.integers(image.shape[1] - inked.shape[1], endpoint=True))
-        place = np.s_[top : top + inked.shape[0], left : left + inked.shape[1]]
+        top = int(rng.integers(image.shape[0] - shape.shape[0], endpoint=True))
+        left = int(rng.integers(image.shape[1] - shape.shape[1], endpoint=True))
+        place = np.s_[top : top + shape.shape[0], left : left + shape.shape[1]]
         if not any(other.mask[place].any() for other in others):
             break
     else:
         return None
-    colour = _contrasting(image[place][inked], rng)
-    image[place][inked] = np.rint(colour * (0.55 + 0.45 * ink[inked, None])).astype(np.uint8)
+    dark, bright = rng.uniform(*DARK, size=3), rng.uniform(*BRIGHT, size=3)
+    image[place][shape] = np.rint(dark + (bright - dark) * ink[shape, None]).astype(np.uint8)
     mask = np.zeros(image.shape[:2], bool)
-    mask[place] = inked
+    mask[place] = shape
     return Digit(label, mask)
 
 
-def _contrasting(covered: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random colour, bright over dark pixels and dark over bright ones."""
-    if covered.mean() < 128:
-        return rng.uniform((170, 170, 120), 255)
-    return rng.uniform(0, 80, size=3)
+def _sticker(scan: Image.Image, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scan enlarged to ``side`` and cut out along the digit with a rim: ink [h, w] from 0 to 1, and shape [h, w]."""
+    rim = round(side * RIM)
+    grey = ImageOps.expand(scan.convert("L").resize((side, side), Image.Resampling.BICUBIC), rim)
+    ink = np.asarray(grey, np.float32) / np.asarray(grey).max()
+    inked = Image.fromarray((ink > INK).astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * rim + 1))
+    shape = np.asarray(inked) > 0
+    rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
+    tight = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ink[tight], shape[tight]

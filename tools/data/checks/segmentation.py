@@ -29,11 +29,11 @@ def check_segmentation(
     Args:
         images: folder of the images, searched with its subfolders.
         labels: folder of the label maps, laid out as ``images``.
-        num_classes: label values 0 to ``num_classes`` - 1 are valid.
+        num_classes: label values 0 to ``num_classes`` - 1 are the classes.
         ann_file: a list of names without suffix, one a line; None takes every image.
         img_suffix: how an image's name ends.
         seg_map_suffix: how its label map's name ends instead.
-        reduce_zero_label: 0 stands for nothing and the classes start at 1.
+        reduce_zero_label: 0 stands for nothing; the classes are 1 to ``num_classes``.
         ignore_index: the value of unlabelled pixels.
 
     Returns:
@@ -63,15 +63,16 @@ def check_segmentation(
             whole.append(stem)
     chosen = spread(whole)
     report.opened = len(chosen)
-    valid = {ignore_index, *range(1 if reduce_zero_label else 0, num_classes + reduce_zero_label)}
+    highest = num_classes if reduce_zero_label else num_classes - 1
+    valid = {ignore_index, *range(highest + 1)}
     unlabelled = {ignore_index} | ({0} if reduce_zero_label else set())
     for stem in chosen:
         _check_pair(report, images / (stem + img_suffix), labels / (stem + seg_map_suffix), valid, unlabelled)
     if chosen and report.count(OUTSIDE) == len(chosen):
         first = report.defects[OUTSIDE][0]
         raise UserError(
-            f"every label map in {labels} has values outside the {num_classes} classes (0 to {num_classes - 1} and "
-            f"{ignore_index}{', after reduce_zero_label' if reduce_zero_label else ''}), as {first}"
+            f"every label map in {labels} has values outside the {num_classes} classes (0 to {highest} and "
+            f"{ignore_index}), as {first}"
         )
     return report
 
