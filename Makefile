@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint parity docs timm-suite gpu bench clean
+.PHONY: demo demo-dense test lint parity docs timm-suite gpu bench clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -24,6 +24,9 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 demo: $(VENV)/.installed-train
 	$(BIN)/attnzoo demo
+
+demo-dense: $(VENV)/.installed-train $(VENV)/.installed-mm
+	$(BIN)/attnzoo demo-dense
 
 # Triton interprets or compiles, once a process: the fused kernels' tests run by themselves.
 test: $(VENV)/.installed-dev
