@@ -22,6 +22,20 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 
+# Their dependencies would turn numpy and OpenCV back: the extra lists those that matter (docs/dense.md).
+$(VENV)/.installed-mm: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[mm]"
+	$(BIN)/python -m pip install --quiet --no-deps onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 imaug==0.4.3
+	@touch $@
+
+# For the tests only.
+$(VENV)/.installed-mmpretrain: $(VENV)/.installed-mm
+	$(BIN)/python -m pip install --quiet --no-deps onedl-mmpretrain==1.3.6
+	$(BIN)/python -m pip install --quiet einops mat4py modelindex importlib-metadata
+	@touch $@
+
+mm: $(VENV)/.installed-mm
+
 demo: $(VENV)/.installed-train
 	$(BIN)/attnzoo demo
 
@@ -29,7 +43,7 @@ demo-dense: $(VENV)/.installed-train $(VENV)/.installed-mm
 	$(BIN)/attnzoo demo-dense
 
 # Triton interprets or compiles, once a process: the fused kernels' tests run by themselves.
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.installed-mm $(VENV)/.installed-mmpretrain
 	$(BIN)/python -m pytest -n $(JOBS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interp -n $(JOBS)
 	$(BIN)/python -m pytest tests/aot
