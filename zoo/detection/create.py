@@ -12,6 +12,8 @@ from .pyramid import FeaturePyramid, PyramidAnchors, PyramidRoIAlign
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _BOX_POOL, _MASK_POOL = 7, 14
+# Of the norms in torchvision's FCOS head; a group of one channel fails on a map of one pixel.
+_FCOS_GROUPS = 32
 # Sides of a level's anchors over its stride, as published: 32 to 512 for strides 4 to 64, or 8 to 128 by thirds.
 _RCNN_SCALES = (8,)
 _RETINANET_SCALES = (4, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))
@@ -90,6 +92,8 @@ def create_detector(
         raise ValueError(f"num_classes={num_classes}; the background counts as one, so 2 is one kind of object")
     if fpn_channels < 1:
         raise ValueError(f"fpn_channels={fpn_channels} is below 1")
+    if settings.model is FCOS and (fpn_channels % _FCOS_GROUPS or fpn_channels == _FCOS_GROUPS):
+        raise ValueError(f"fpn_channels={fpn_channels}: kind 'fcos' needs 64, 96 or another multiple of {_FCOS_GROUPS}")
     own = _model_arguments(settings.model)
     head = {key: kwargs.pop(key) for key in list(kwargs) if key in own}
     channels = kwargs.get("in_chans", 3)
