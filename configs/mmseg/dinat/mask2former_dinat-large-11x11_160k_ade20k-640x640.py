@@ -25,3 +25,15 @@ model = dict(
     ),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
 )
+
+backbone_norms = [
+    "norms",
+    "body.stem.norm",
+    *(f"body.stages.{stage}.downsample.norm" for stage in (1, 2, 3)),
+    *(f"body.stages.{stage}.blocks.{i}.norm" for stage, depth in enumerate((3, 4, 18, 5)) for i in range(depth)),
+]
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={f"backbone.{name}": dict(lr_mult=0.1, decay_mult=0.0) for name in backbone_norms},
+    ),
+)

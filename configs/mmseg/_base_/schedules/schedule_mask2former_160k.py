@@ -1,4 +1,7 @@
-"""Mask2Former's 160,000 steps: the backbone learns at a tenth of the rate, gradients are clipped at a norm of 0.01."""
+"""Mask2Former's 160,000 steps: the backbone learns at a tenth of the rate, gradients are clipped at a norm of 0.01.
+
+Norms are not decayed; a config lists those of its backbone, which the key "backbone" would hide.
+"""
 
 _base_ = "./schedule_160k.py"
 
@@ -9,8 +12,6 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         custom_keys={
             "backbone": dict(lr_mult=0.1),
-            "backbone.norms": dict(lr_mult=0.1, decay_mult=0.0),
-            "rel_pos_bias": dict(lr_mult=0.1, decay_mult=0.0),
             "query_embed": dict(decay_mult=0.0),
             "query_feat": dict(decay_mult=0.0),
             "level_embed": dict(decay_mult=0.0),
