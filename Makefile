@@ -24,6 +24,7 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 
 # Their dependencies would turn numpy and OpenCV back: the extra lists those that matter (docs/dense.md).
 $(VENV)/.installed-mm: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[mm]"
 	$(BIN)/python -m pip install --quiet --no-deps onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 imaug==0.4.3
 	@touch $@
