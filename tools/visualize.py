@@ -75,6 +75,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--img-size takes one or two numbers of at least 1, not {' '.join(map(str, args.img_size))}")
     if not args.images and not args.list_layers:
         raise UserError("no photograph given; attnzoo visualize MODEL IMAGE draws one, --list-layers needs none")
+    if args.checkpoint and args.pretrained:
+        raise UserError("--checkpoint and --pretrained both say where weights come from; give one of them")
 
 
 def _subject(args: argparse.Namespace) -> "Subject":
@@ -85,7 +87,10 @@ def _subject(args: argparse.Namespace) -> "Subject":
 
     check_name(args.model)
     cfg = timm.get_pretrained_cfg(args.model)
-    tagged = "." in args.model and cfg is not None and cfg.has_weights
+    published = cfg is not None and cfg.has_weights
+    if args.pretrained and not published:
+        raise UserError(f"{args.model} has no published weights; --checkpoint FILE takes others")
+    tagged = "." in args.model and published
     torch.manual_seed(args.seed)
     random = not (args.checkpoint or args.pretrained or tagged)
     classes = args.num_classes if args.checkpoint or random else None
@@ -132,7 +137,8 @@ def _draw(args: argparse.Namespace, subject: "Subject", photographs: "list[Photo
         maps = _maps(subject, photograph.tensor, args.layer, query)
         for name, one in (maps if args.layer else _last_of_each_kind(maps)).items():
             figure = draw_map(one, photograph.picture, subject.name, *_origin(args, subject))
-            written.append(_folder(args.output) / f"{photograph.name}.{name.replace(':', '.') or 'model'}.png")
+            parts = (subject.name, photograph.name, *name.split(":"))
+            written.append(_folder(args.output) / f"{'.'.join(filter(None, parts))}.png")
             write_atomic(written[-1], to_png(figure))
     return written
 

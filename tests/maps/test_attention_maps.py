@@ -50,7 +50,7 @@ def test_every_family_has_maps(name: str) -> None:
             continue
         weights = one.weights()
         assert weights.shape == (one.heads, *one.key_grid)
-        assert weights.isfinite().all()
+        assert weights.isfinite().all() and not weights.requires_grad
         if one.kind != "linear":
             total = weights.sum((1, 2)) + one.prefix_weights().sum(1)
             torch.testing.assert_close(total, torch.ones(one.heads), msg=layer)
@@ -143,6 +143,7 @@ def test_receptive_field_is_where_a_change_of_the_image_shows() -> None:
     """VAN's first large-kernel attention sees 7x7 pixels of the stem and 21x21 tokens around: not the far corner."""
     model, image = build("van_b0", depths=(1, 1, 1, 1)), photograph(256, 256)
     one = attention_maps(model, image, query=(20, 20))["stages.0.blocks.0.attn.lka"]
+    assert one.key_grid == one.image_size and one.key_cell == (1, 1)
     field = one.weights()[0]
     peak = divmod(int(field.argmax()), 256)
     assert max(abs(peak[0] - 20), abs(peak[1] - 20)) <= 12

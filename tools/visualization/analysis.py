@@ -44,28 +44,29 @@ def attention_distances(maps: list[dict[str, AttentionMap]]) -> Table:
 
     Queries are the middles of 4x4 fields of each image (2x2 for receptive fields). Negative weights count as positive.
     """
-    found = {layer: torch.stack([_distance(one[layer]) for one in maps]).mean(0).tolist() for layer in maps[0]}
+    found = {layer: torch.stack([mean_distance(one[layer]) for one in maps]).mean(0).tolist() for layer in maps[0]}
     return Table("attention-distance", "mean attention distance (pixels)", found)
 
 
-def _distance(one: AttentionMap) -> Tensor:
+def mean_distance(one: AttentionMap) -> Tensor:
+    """The same of one map, ``[heads]``; weights on a layer's padding, which is no part of the image, are left out."""
     count = FIELD_QUERIES if one.kind == "receptive_field" else QUERIES
     height, width = one.image_size
-    # Weights that fall on a layer's padding are no part of the image.
     rows, columns = (
         (torch.arange(keys, dtype=torch.float64) + 0.5) * cell
         for keys, cell in zip(one.key_grid, one.key_cell, strict=True)
     )
     inside = (rows[:, None] < height + one.key_cell[0] / 2) & (columns[None] < width + one.key_cell[1] / 2)
-    means = []
+    moments, totals = [], []
     for i in range(count**2):
         x, y = (i % count + 0.5) * width / count, (i // count + 0.5) * height / count
         row, column = one.token((x, y))
         centre = ((row + 0.5) * one.cell[0], (column + 0.5) * one.cell[1])
         distance = torch.hypot(rows[:, None] - centre[0], columns[None] - centre[1])
         weights = one.weights((x, y)).double().cpu().abs() * inside
-        means.append((weights * distance).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1e-30))
-    return torch.stack(means).mean(0)
+        moments.append((weights * distance).sum((1, 2)))
+        totals.append(weights.sum((1, 2)))
+    return torch.stack(moments).sum(0) / torch.stack(totals).sum(0).clamp(min=1e-30)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from ...zoo.maps.receptive_field import ReceptiveFieldMap
 from ...zoo.maps.routing import RoutedMap
 from ...zoo.maps.sparse import SparseMap
 from ...zoo.maps.windows import WindowMap
-from .panels import CHOSEN, QUERY, Panel, box, compose, heat, mark, matrix, photo
+from .panels import CHOSEN, QUERY, Panel, box, compose, heat, mark, matrix, photo, spread
 
 HEADS = 8
 AGENTS = 3
@@ -37,14 +37,16 @@ def draw_map(one: AttentionMap, picture: np.ndarray, model: str, note: str, warn
     weights = one.weights()
     panels = [Panel(*_structure(one, picture))]
     if isinstance(one, ReceptiveFieldMap):
-        panels.append(_over("gradient by the pixels (square root)", one, weights[0], picture))
+        panels.append(Panel("gradient (square root)", lambda axes: heat(axes, one, weights[0].sqrt(), picture)))
     else:
-        panels.append(_over("mean of the heads" if one.heads > 1 else "weights", one, weights.mean(0), picture))
-        if one.heads > 1:
+        panels.append(_over("mean" if one.heads > 1 else "weights", one, weights.mean(0), picture))
+        if one.heads > 1 and not isinstance(one, DynamicConvMap):
             panels += [_over(f"head {head}", one, weights[head], picture) for head in range(min(one.heads, HEADS))]
     panels += _extras(one, picture)
     x, y = one.query
-    return compose(panels, f"{model}   {one.layer}\n{describe(one)}; query at ({x:.0f}, {y:.0f})", note, warning)
+    height, width = one.image_size
+    title = f"{model}   {one.layer}\n{describe(one)}; query at ({x:.0f}, {y:.0f}) of {width}×{height} pixels"
+    return compose(panels, picture.shape[0] / picture.shape[1], title, note, warning)
 
 
 def describe(one: AttentionMap) -> str:
@@ -69,7 +71,7 @@ def describe(one: AttentionMap) -> str:
         case DynamicConvMap():
             what = f"dynamic convolution, {_times(one.kernel_size)} kernels"
         case ReceptiveFieldMap():
-            return f"effective receptive field of a convolution, {grid}"
+            return f"effective receptive field; {grid}"
         case _:
             what = "linear attention, implied weights" if one.kind == "linear" else "softmax"
     keys = "" if one.key_grid[0] >= one.grid[0] else f", {one.key_grid[0]}×{one.key_grid[1]} keys"
@@ -81,7 +83,7 @@ def _times(pair: tuple[int, int]) -> str:
 
 
 def _over(title: str, one: AttentionMap, weights: Tensor, picture: np.ndarray) -> Panel:
-    return Panel(title, lambda axes: heat(axes, one, weights, picture))
+    return Panel(f"{title}: {spread(weights)}", lambda axes: heat(axes, one, weights, picture))
 
 
 def _structure(one: AttentionMap, picture: np.ndarray) -> tuple[str, Callable[[Any], None]]:
@@ -177,9 +179,12 @@ def _extras(one: AttentionMap, picture: np.ndarray) -> list[Panel]:
         case DynamicConvMap():
             kernels = one.kernel()
             shown = range(min(one.heads, HEADS))
-            return [Panel(f"kernel {head}", lambda axes, head=head: matrix(axes, kernels[head])) for head in shown]
+            return [
+                Panel(f"kernel {head}: {spread(kernels[head])}", lambda axes, head=head: matrix(axes, kernels[head]))
+                for head in shown
+            ]
     if one.prefix and getattr(one, "query_prefix", 0):
-        return [_over("class token, mean of heads", one, one.class_weights().mean(0), picture)]
+        return [_over("class token", one, one.class_weights().mean(0), picture)]
     return []
 
 
@@ -187,10 +192,10 @@ def _agents(one: AgentMap, picture: np.ndarray) -> list[Panel]:
     to_agents, from_agents = one.query_weights().mean(0), one.agent_weights().mean(0)
     best = to_agents.flatten().topk(min(AGENTS, to_agents.numel())).indices.tolist()
     columns = one.agent_grid[1]
-    panels = [Panel("query to agents, mean", lambda axes: matrix(axes, to_agents))]
+    panels = [Panel(f"query to agents: {spread(to_agents)}", lambda axes: matrix(axes, to_agents))]
     for agent in best:
         row, column = divmod(agent, columns)
-        panels.append(_over(f"agent ({row}, {column}) to keys", one, from_agents[agent], picture))
+        panels.append(_over(f"agent ({row}, {column})", one, from_agents[agent], picture))
     if one.query_prefix:
-        panels.append(_over("class token, mean of heads", one, one.class_weights().mean(0), picture))
+        panels.append(_over("class token", one, one.class_weights().mean(0), picture))
     return panels

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ...zoo.maps.base import AttentionMap
@@ -24,16 +25,19 @@ class Panel:
     draw: Callable[[Any], None]
 
 
-def compose(panels: list[Panel], title: str, note: str, warning: str = "") -> Any:
-    """A matplotlib figure with the panels in rows of up to five, a title above and a note below.
+def compose(panels: list[Panel], aspect: float, title: str, note: str, warning: str = "") -> Any:
+    """A matplotlib figure with the panels in even rows of up to five, a title above and a note below.
+
+    Args:
+        aspect: height of a panel over its width.
 
     Raises:
         UserError: matplotlib is not installed.
     """
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = new_figure((max(columns * INCHES, 6.9), rows * (INCHES + 0.25) + 0.85))
-    figure.suptitle(title, fontsize=11)
+    rows = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // rows)
+    figure = new_figure((max(columns * INCHES, 7.4), rows * (INCHES * aspect + 0.3) + 0.85))
+    figure.suptitle(title, fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -63,8 +67,12 @@ def new_figure(size: tuple[float, float]) -> Any:
 
 
 def to_png(figure: Any) -> bytes:
+    """The figure without transparency, compressed as far as it goes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110)
+    image = Image.open(buffer).convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -76,22 +84,15 @@ def photo(axes: Any, picture: np.ndarray) -> None:
 
 
 def heat(axes: Any, one: AttentionMap, weights: Tensor, picture: np.ndarray) -> None:
-    """A map ``[Hk, Wk]`` over the photograph in grey: the heavier a key, the more colour; blue below zero."""
-    import matplotlib
+    """A map ``[Hk, Wk]`` over the photograph in grey, from its smallest weight (dark) to its largest (bright).
 
+    Keys without weight show the photograph; where there are negative weights, they are blue and positive ones red.
+    """
     height, width = picture.shape[:2]
     axes.imshow(picture.mean(-1) * 0.75 + 40, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    values = weights.double().cpu().numpy()
-    share = values / max(np.abs(values).max(), 1e-30)
-    if one.kind == "receptive_field":
-        share = np.sqrt(share)
-    if share.min() < -1e-6:
-        colours = matplotlib.colormaps["RdBu_r"](0.5 + share / 2)
-    else:
-        colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * share)
-    colours[..., 3] = np.where(share == 0, 0, 0.15 + 0.8 * np.abs(share))
     bottom, right = (count * cell for count, cell in zip(one.key_grid, one.key_cell, strict=True))
-    axes.imshow(colours, extent=(0, right, bottom, 0), interpolation="nearest")
+    values = weights.double().cpu().numpy()
+    axes.imshow(_colours(values), extent=(0, right, bottom, 0), interpolation="nearest")
     mark(axes, one)
     _clip(axes, picture)
 
@@ -103,8 +104,14 @@ def mark(axes: Any, one: AttentionMap) -> None:
 
 
 def matrix(axes: Any, values: Tensor) -> None:
-    """Small numbers as a grid of colours."""
-    axes.imshow(values.double().cpu().numpy(), cmap="inferno", vmin=0, interpolation="nearest")
+    """A small map as it is, from its smallest number (dark) to its largest (bright)."""
+    axes.imshow(values.double().cpu().numpy(), cmap="inferno", interpolation="nearest")
+
+
+def spread(weights: Tensor) -> str:
+    """The smallest and largest weight that is not zero, for a title."""
+    kept = weights[weights != 0]
+    return f"{kept.min():.2g} to {kept.max():.2g}" if kept.numel() else "no weight"
 
 
 def box(axes: Any, top: float, left: float, height: float, width: float, **style: Any) -> None:
@@ -112,6 +119,22 @@ def box(axes: Any, top: float, left: float, height: float, width: float, **style
     from matplotlib.patches import Rectangle
 
     axes.add_patch(Rectangle((left, top), width, height, **{"fill": False, "edgecolor": CHOSEN, **style}))
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """RGBA of a map."""
+    import matplotlib
+
+    kept = values != 0
+    least, most = (values[kept].min(), values[kept].max()) if kept.any() else (0.0, 1.0)
+    if least < 0:
+        share = values / max(-least, most, 1e-30)
+        colours, strength = matplotlib.colormaps["RdBu_r"](0.5 + share / 2), np.abs(share)
+    else:
+        strength = ((values - least) / (most - least) if most > least else np.ones_like(values)).clip(0, 1)
+        colours = matplotlib.colormaps["inferno"](0.15 + 0.85 * strength)
+    colours[..., 3] = np.where(kept, 0.4 + 0.5 * strength, 0)
+    return colours
 
 
 def _clip(axes: Any, picture: np.ndarray) -> None:

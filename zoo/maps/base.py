@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -40,16 +40,17 @@ class AttentionMap(ABC):
     query: Pixel
     prefix: int = 0
     cell: tuple[float, float] | None = None
-    key_cell: tuple[float, float] = field(init=False)
+    key_cell: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         pairs = list(zip(self.image_size, self.grid, self.key_grid, strict=True))
         if self.cell is None:
             self.cell = tuple(cell_size(pixels, count) for pixels, count, _ in pairs)
-        self.key_cell = tuple(
-            cell if keys >= count else cell_size(pixels, keys)
-            for cell, (pixels, count, keys) in zip(self.cell, pairs, strict=True)
-        )
+        if self.key_cell is None:
+            self.key_cell = tuple(
+                cell if keys >= count else cell_size(pixels, keys)
+                for cell, (pixels, count, keys) in zip(self.cell, pairs, strict=True)
+            )
 
     def weights(self, query: Pixel | None = None) -> Tensor:
         """The weights ``[heads, Hk, Wk]`` of all keys for the query at pixel (x, y), float32 or float64.

@@ -147,7 +147,7 @@ def _dynamic_conv(scene: Scene, x, weight, kernel, bias, softmax) -> AttentionMa
 
 def _convolution(scene: Scene, x: Tensor, *_) -> AttentionMap:
     image_size = tuple(scene.image.shape[-2:])
-    settings = dict(model=scene.model, module=scene.call.module, image=scene.image)
+    settings = dict(model=scene.model, module=scene.call.module, image=scene.image, key_cell=(1.0, 1.0))
     return ReceptiveFieldMap(**scene.common(), grid=tuple(x.shape[2:]), key_grid=image_size, heads=1, **settings)
 
 

@@ -70,5 +70,12 @@ class _Collector(Tap):
         self.names.append(call.layer)
         if self.wanted is None or call.layer in self.wanted:
             scene = Scene(self.model, self.image, self.query, call)
-            self.maps[call.layer] = BUILDERS[call.op](scene, *call.arguments)
+            self.maps[call.layer] = BUILDERS[call.op](scene, *map(_detached, call.arguments))
         return run()
+
+
+def _detached(argument: object) -> object:
+    """Tables that are parameters of the model give maps without gradient, too."""
+    if isinstance(argument, tuple):
+        return tuple(map(_detached, argument))
+    return argument.detach() if isinstance(argument, Tensor) else argument
