@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub = actions.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
         sub.add_argument("config", metavar="CONFIG", help="config file, or the name of one in this package")
         sub.add_argument("--work-dir", metavar="DIR", type=Path, help="folder of the run (default: out/CONFIG)")
+        sub.add_argument("--data-root", metavar="DIR", type=Path, help="folder of the data (default: the config's)")
         sub.add_argument(
             "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override settings of the config"
         )

@@ -64,6 +64,13 @@ def _nothing(*args: object) -> None:
     """In place of ``getattr``, which MMEngine's histories fetch their functions with."""
 
 
+def _empty(*args: object) -> bytes:
+    """``bytes()``, as an array without values is saved."""
+    if args:
+        raise ValueError("Unsupported class builtins.bytes")
+    return b""
+
+
 def _dtype(kind: object) -> np.dtype:
     if not isinstance(kind, _DType):
         raise ValueError("Unsupported class numpy.dtype")
@@ -85,6 +92,7 @@ STAND_INS: dict[str, Any] = {
     "numpy.ndarray": _Array,
     "mmengine.logging.history_buffer.HistoryBuffer": _History,
     "builtins.getattr": _nothing,
+    "builtins.bytes": _empty,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     STAND_INS |= {f"{_module}._reconstruct": _array, f"{_module}.scalar": _scalar}

@@ -100,12 +100,17 @@ class Backbone(nn.Module):
             if isinstance(part, nn.Module):
                 part.eval()
 
-    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
-        """As ``nn.Module``'s; published dense or classification checkpoints are converted on the way."""
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As ``nn.Module``'s, which ``load_state_dict`` calls, alone or inside a detector; published names of dense or
+        classification checkpoints are converted on the way."""
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
         own = self.state_dict()
-        if any(key not in own for key in state_dict):
-            state_dict = convert_checkpoint(state_dict, self)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if any(key not in own for key in given):
+            converted = convert_checkpoint(given, self)
+            for key in given:
+                del state_dict[prefix + key]
+            state_dict.update({prefix + key: value for key, value in converted.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:

@@ -70,8 +70,13 @@ def require_packages(scope: str | None = None) -> None:
         raise UserError(f"{' and '.join(missing)} not installed: {_INSTALL}")
 
 
-def load_config(name: str, options: Sequence[str] = ()) -> "Config":
-    """Read a config, apply ``key=value`` overrides and make sure of its scope and packages.
+def load_config(name: str, options: Sequence[str] = (), data_root: Path | None = None) -> "Config":
+    """Read a config, apply overrides and make sure of its scope and packages.
+
+    Args:
+        name: A file, or a shipped config's name.
+        options: ``key=value`` each, as MMDetection's ``--cfg-options``.
+        data_root: Folder to put in place of the config's ``data_root``, wherever its paths begin with that.
 
     Raises:
         UserError: it cannot be found or read, or its scope or packages are not there.
@@ -82,6 +87,8 @@ def load_config(name: str, options: Sequence[str] = ()) -> "Config":
 
     try:
         config = Config.fromfile(path)
+        if data_root is not None:
+            config = _move_data(config, data_root)
         config.merge_from_dict(_parse(options))
     except UserError:
         raise
@@ -107,6 +114,26 @@ def scope_of(config: "Config", path: Path) -> str:
     if scope not in SCOPES:
         raise UserError(f"{path}: default_scope is {scope!r}; 'mmdet' or 'mmseg' works here")
     return scope
+
+
+def _move_data(config: "Config", folder: Path) -> "Config":
+    """Every path below the config's ``data_root`` as one below another folder."""
+    from mmengine.config import Config
+
+    old = config.get("data_root") or (config.get("train_dataloader") or {}).get("dataset", {}).get("data_root")
+    if not old:
+        raise UserError("--data-root needs a config with a data_root; use --cfg-options for the paths of this one")
+    old = str(old).rstrip("/")
+
+    def moved(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: moved(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple)):
+            return type(tree)(moved(value) for value in tree)
+        inside = isinstance(tree, str) and (tree.rstrip("/") == old or tree.startswith(f"{old}/"))
+        return f"{folder}{tree[len(old) :]}" if inside else tree
+
+    return Config(moved(config.to_dict()), filename=config.filename)
 
 
 def _parse(options: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError, CheckpointError: what the user can mend; one line.
     """
-    config = load_config(args.config, args.cfg_options)
+    config = load_config(args.config, args.cfg_options, args.data_root)
     for key in ("test_dataloader", "test_cfg", "test_evaluator"):
         if not config.get(key):
             raise UserError(f"this config cannot test: it has no {key}")
@@ -104,6 +104,7 @@ def draw_into(config: "Config", folder: Path) -> None:
         drawing["test_out_dir"] = str(folder.resolve())
     else:
         config.visualizer.save_dir = str(folder.resolve())
+        config.visualizer.name = str(folder.resolve())  # MMEngine keeps one of each name
     config.default_hooks.visualization = drawing
 
 
@@ -118,10 +119,13 @@ def _report(metrics: dict[str, Any], bad: list[str], images: int) -> int:
 
     for name, value in metrics.items():
         print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
-    names = non_finite(metrics)
-    if not bad and not names:
-        return EXIT_OK
-    parts = [f"{len(bad)} of {images} images had outputs that are not finite ({', '.join(bad[:5])})"] if bad else []
-    parts += [f"metrics not finite: {', '.join(names)}"] if names else []
-    print(f"attnzoo mm test: {'; '.join(parts)}", file=sys.stderr)
-    return EXIT_INCOMPLETE
+    parts = []
+    if not metrics:
+        parts.append(f"nothing was found in {images} images, so there is no metric")
+    if bad:
+        parts.append(f"{len(bad)} of {images} images had outputs that are not finite ({', '.join(bad[:5])})")
+    if names := non_finite(metrics):
+        parts.append(f"metrics not finite: {', '.join(names)}")
+    if parts:
+        print(f"attnzoo mm test: {'; '.join(parts)}", file=sys.stderr)
+    return EXIT_INCOMPLETE if parts else EXIT_OK

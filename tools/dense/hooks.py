@@ -53,8 +53,11 @@ class _SeededIterator:
         return self
 
     def __next__(self) -> Any:
-        seed_everything(self._seed, self._loop.iter)
-        return next(self._inner)
+        seed_everything(self._seed, self._loop.iter, 0)
+        batch = next(self._inner)
+        # Making a loader's iterator draws a number, and only a resumed run makes one here.
+        seed_everything(self._seed, self._loop.iter, 1)
+        return batch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -85,13 +88,14 @@ class FiniteLoss(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        bad = [name for name, value in (outputs or {}).items() if "loss" in name and not math.isfinite(float(value))]
+        losses = {name: float(value.detach()) for name, value in (outputs or {}).items() if "loss" in name}
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
         if not bad:
             self._row = 0
             return
         self.skipped, self._row = self.skipped + 1, self._row + 1
         if self._row > self.patience:
-            raise NonFinite(f"{bad[0]} is {float(outputs[bad[0]])} in iteration {runner.iter + 1}")
+            raise NonFinite(f"{bad[0]} is {losses[bad[0]]} in iteration {runner.iter + 1}")
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, Any] | None = None) -> None:
         self.metrics += [name for name in non_finite(metrics or {}) if name not in self.metrics]

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError, CheckpointError: what the user can mend; one line.
     """
-    config = load_config(args.config, args.cfg_options)
+    config = load_config(args.config, args.cfg_options, args.data_root)
     work_dir = prepare_work_dir(config, find_config(args.config).name, args.work_dir)
     set_launcher(config, args.launcher)
     configure(config, amp=args.amp, auto_scale_lr=args.auto_scale_lr, seed=args.seed)
