@@ -88,6 +88,21 @@ def test_state_dict_round_trip(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_autocast_leaves_boxes_and_losses_exact(kind: str) -> None:
+    torch.manual_seed(0)
+    detector = _detector(kind, "dinat_nano")
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = detector([torch.rand(3, 61, 90)], [_target(61, 90, 1)])
+        with torch.no_grad():
+            (found,) = detector.eval()([torch.rand(3, 61, 90)])
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert len(found["boxes"]) and found["boxes"].dtype == found["scores"].dtype == torch.float32
+    # Values of eight bits would all survive the way to bfloat16 and back.
+    assert not torch.equal(found["boxes"].bfloat16().float(), found["boxes"])
+    sum(losses.values()).backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_without_boxes(kind: str) -> None:
     torch.manual_seed(0)
     detector = _detector(kind, "biformer_nano")

@@ -1,8 +1,12 @@
 """Segmenters: every decoder on several backbones, learning one photograph, export, and the cost of the linear one."""
 
+from pathlib import Path
+
 import pytest
+import timm
 import torch
 from heads_data import photograph
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -165,6 +169,17 @@ def test_backbones_that_are_modules_and_dilated_ones() -> None:
     assert dilated.multiple == 8 and dilated(image).shape == (1, 3, 40, 72)
     gray = _segmenter("agent", "dinat_nano", in_chans=1, drop_path_rate=0.1)
     assert gray(image[:, :1]).shape == (1, 3, 40, 72)
+
+
+def test_trained_weights_reach_the_backbone(tmp_path: Path) -> None:
+    classifier = timm.create_model("dinat_nano.digits", pretrained=True).state_dict()
+    save_file(classifier, tmp_path / "classifier.safetensors")
+    for name, kwargs in (
+        ("dinat_nano.digits", {"pretrained": True}),
+        ("dinat_nano", {"checkpoint": str(tmp_path / "classifier.safetensors")}),
+    ):
+        body = _segmenter("fcn", name, **kwargs).backbone.body.state_dict()
+        assert len(body) > 100 and all(torch.equal(classifier[key], value) for key, value in body.items())
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torchvision.models import detection
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 
-from .cascade import CascadeRoIHeads
+from .cascade import CascadePredictor, CascadeRoIHeads
 from .pyramid import PyramidRoIAlign
 
 Targets = list[dict[str, Tensor]]
+
+_PREDICTORS = (CascadePredictor, FastRCNNPredictor, FCOSHead, MaskRCNNPredictor, RetinaNetHead, RPNHead)
+
+
+def _in_own_dtype(module: nn.Module, args: tuple, output: Any) -> Any:
+    """What a head predicts, in the dtype of its weights: boxes and losses in bfloat16 would be of no use, and under
+    autocast torchvision has them there."""
+    dtype = next(module.parameters()).dtype
+    return tree_map(lambda x: x.to(dtype), output)
+
+
+def _keep_precision(detector: nn.Module) -> None:
+    for module in detector.modules():
+        if isinstance(module, _PREDICTORS):
+            module.register_forward_hook(_in_own_dtype)
 
 
 class _Checked(nn.Module):
@@ -20,6 +41,7 @@ class _Checked(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int | None, **kwargs: Any) -> None:
         super().__init__(backbone, num_classes=num_classes, **kwargs)
         self.num_classes = num_classes
+        _keep_precision(self)
 
     def forward(self, images: list[Tensor], targets: Targets | None = None) -> dict[str, Tensor] | Targets:
         """Losses in training, else what was found in each image; see :func:`create_detector`.
@@ -114,3 +136,4 @@ class CascadeRCNN(_Checked, detection.FasterRCNN):
             batch_size_per_image=box_batch_size_per_image,
             positive_fraction=box_positive_fraction,
         )
+        _keep_precision(self.roi_heads)

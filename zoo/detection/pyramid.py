@@ -59,8 +59,9 @@ class PyramidAnchors(AnchorGenerator):
         self.strides = list(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors [N, 4] (x1, y1, x2, y2) of each image, level by level, in the dtype of the maps."""
-        like = feature_maps[0]
+        """The anchors [N, 4] (x1, y1, x2, y2) of each image, level by level, in the images' dtype."""
+        # The maps' own, as torchvision has it, rounds coordinates to eight bits under autocast to bfloat16.
+        like = image_list.tensors
         self.set_cell_anchors(like.dtype, like.device)
         strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors([each.shape[-2:] for each in feature_maps], strides))

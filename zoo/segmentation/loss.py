@@ -23,7 +23,7 @@ def segmentation_loss(
         target: [B, H, W] int64 (or uint8), classes 0 to ``num_classes - 1`` or ``ignore_index``.
         ignore_index: pixels of this value do not count.
         weight: [num_classes], of classes.
-        auxiliary_weight: of the auxiliary head's loss (Zhao et al. 2017, arXiv 1612.01105, section 3.3).
+        auxiliary_weight: of the auxiliary head's loss (Zhao et al. 2017, arXiv 1612.01105, section 4).
 
     Raises:
         ValueError: the sizes of logits and target differ.

@@ -1,4 +1,4 @@
-"""UPerNet (Xiao et al. 2018, arXiv 1807.10221, section 3.2): pyramid pooling, a feature pyramid, all levels fused."""
+"""UPerNet (Xiao et al. 2018, arXiv 1807.10221, section 3): pyramid pooling, a feature pyramid, all levels fused."""
 
 from collections.abc import Sequence
 
