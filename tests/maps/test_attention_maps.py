@@ -57,9 +57,15 @@ def test_every_family_has_maps(name: str) -> None:
 
 
 def test_kinds() -> None:
+    small = {
+        "agent_deit_tiny": dict(depth=1),
+        "sparsifiner_deit_tiny": dict(depth=1),
+        "van_b0": dict(depths=(1, 1, 1, 1)),
+    }
+    names = ("dinat_nano", "biformer_nano", *small, "mavit_tiny")
     kinds = {
-        name: {one.kind for one in attention_maps(build(name), photograph()).values()}
-        for name in ("dinat_nano", "biformer_nano", "agent_deit_tiny", "sparsifiner_deit_tiny", "mavit_tiny", "van_b0")
+        name: {one.kind for one in attention_maps(build(name, **small.get(name, {})), photograph()).values()}
+        for name in names
     }
     assert kinds == {
         "dinat_nano": {"neighborhood"},
@@ -161,8 +167,9 @@ def test_receptive_field_is_where_a_change_of_the_image_shows() -> None:
 
 def test_no_pairs_of_tokens_are_kept() -> None:
     """What a map holds grows with the tokens, not with their square."""
-    for name in ("vit_rpb_small", "vit_small_gqa", "biformer_nano", "l2vit_tiny"):
-        for one in attention_maps(build(name), photograph(256, 256)).values():
+    models = {"vit_rpb_small": dict(depth=1), "vit_small_gqa": dict(depth=1), "biformer_nano": {}, "flowformer": {}}
+    for name, kwargs in models.items():
+        for one in attention_maps(build(name, **kwargs), photograph(256, 256)).values():
             tokens = one.grid[0] * one.grid[1]
             held = [x for x in vars(one).values() if isinstance(x, Tensor) and x.numel() >= one.heads * tokens**2]
             assert not held or tokens < 100, one.layer
@@ -253,10 +260,19 @@ def test_compiled_and_exported_programs_do_not_see_the_observer() -> None:
     torch.testing.assert_close(out[0], out[1])
 
 
-@pytest.mark.parametrize("name", ["dinat_nano", "biformer_nano", "agent_cswin_tiny", "l2vit_tiny", "vit_small_gqa"])
-def test_removed_head(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("dinat_nano", {}),
+        ("biformer_nano", {}),
+        ("agent_cswin_tiny", dict(depths=(1, 1, 2, 1))),
+        ("l2vit_tiny", dict(depths=(2, 2, 2, 2))),
+        ("vit_small_gqa", dict(depth=2)),
+    ],
+)
+def test_removed_head(name: str, kwargs: dict) -> None:
     """Without one head the channels of that head, and no others, are zero where the layer projects its output."""
-    model, image = build(name), photograph()
+    model, image = build(name, **kwargs), photograph()
     for layer, one in list(attention_maps(model, image).items())[-2:]:
         module = model.get_submodule(layer.partition(":")[0])
         if hasattr(module, "lepe"):
@@ -277,3 +293,10 @@ def test_removed_head(name: str) -> None:
         kept = [head for head in range(heads) if head != removed]
         assert before[..., removed, :].abs().max() > 0 and after[..., removed, :].abs().max() == 0, layer
         torch.testing.assert_close(after[..., kept, :], before[..., kept, :])
+
+
+def test_padding_is_known() -> None:
+    """On 2x2 tokens a window of 3x3 keys reaches five keys beyond the image."""
+    one = attention_maps(build("dinat_nano"), photograph(32, 32))["stages.2.blocks.0.attn"]
+    assert (one.grid, one.key_grid) == ((2, 2), (3, 3))
+    assert one.on_image().tolist() == [[True, True, False], [True, True, False], [False, False, False]]

@@ -56,14 +56,13 @@ def mean_distance(one: AttentionMap) -> Tensor:
         (torch.arange(keys, dtype=torch.float64) + 0.5) * cell
         for keys, cell in zip(one.key_grid, one.key_cell, strict=True)
     )
-    inside = (rows[:, None] < height + one.key_cell[0] / 2) & (columns[None] < width + one.key_cell[1] / 2)
     moments, totals = [], []
     for i in range(count**2):
         x, y = (i % count + 0.5) * width / count, (i // count + 0.5) * height / count
         row, column = one.token((x, y))
         centre = ((row + 0.5) * one.cell[0], (column + 0.5) * one.cell[1])
         distance = torch.hypot(rows[:, None] - centre[0], columns[None] - centre[1])
-        weights = one.weights((x, y)).double().cpu().abs() * inside
+        weights = one.weights((x, y)).double().cpu().abs() * one.on_image()
         moments.append((weights * distance).sum((1, 2)))
         totals.append(weights.sum((1, 2)))
     return torch.stack(moments).sum(0) / torch.stack(totals).sum(0).clamp(min=1e-30)

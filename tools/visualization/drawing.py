@@ -39,7 +39,10 @@ def draw_map(one: AttentionMap, picture: np.ndarray, model: str, note: str, warn
     if isinstance(one, ReceptiveFieldMap):
         panels.append(Panel("gradient (square root)", lambda axes: heat(axes, one, weights[0].sqrt(), picture)))
     else:
-        panels.append(_over("mean" if one.heads > 1 else "weights", one, weights.mean(0), picture))
+        mean = weights.mean(0)
+        lost = mean[~one.on_image().to(mean.device)].sum() / mean.sum()
+        name = "mean" if one.heads > 1 else "weights"
+        panels.append(_over(f"{name}, {lost:.0%} on padding" if lost > 0.005 else name, one, mean, picture))
         if one.heads > 1 and not isinstance(one, DynamicConvMap):
             panels += [_over(f"head {head}", one, weights[head], picture) for head in range(min(one.heads, HEADS))]
     panels += _extras(one, picture)

@@ -81,6 +81,14 @@ class AttentionMap(ABC):
         row, column = (min(int(at // cell), count - 1) for at, cell, count in sides)
         return row, column
 
+    def on_image(self) -> Tensor:
+        """Which keys ``[Hk, Wk]`` lie on the image: the layer's padding does not."""
+        rows, columns = (
+            torch.arange(keys) * cell < pixels
+            for keys, cell, pixels in zip(self.key_grid, self.key_cell, self.image_size, strict=True)
+        )
+        return rows[:, None] & columns[None]
+
     @abstractmethod
     def row(self, row: int, column: int) -> Tensor:
         """The weights ``[heads, prefix + Hk * Wk]`` for the query token at (row, column)."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .base import AttentionMap
+from .base import AttentionMap, exact
 from .tap import evaluating
 
 
@@ -42,7 +42,7 @@ class ReceptiveFieldMap(AttentionMap):
         with torch.enable_grad():
             feature = self._output(image)[0, :, row, column].sum()
             (gradient,) = torch.autograd.grad(feature, image)
-        field = gradient[0].abs().sum(0).flatten()[None]
+        field = exact(gradient[0]).abs().sum(0).flatten()[None]
         return field / field.sum().clamp(min=torch.finfo(field.dtype).tiny)
 
     def _output(self, image: Tensor) -> Tensor:
