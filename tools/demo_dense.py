@@ -18,45 +18,56 @@ if TYPE_CHECKING:
 DETECTOR, SEGMENTER = "mmdet/toy/retinanet_dinat-nano_fpn_toys", "mmseg/toy/fpn_dinat-nano_toys"
 GOAL = 50.0
 DRAWN = 4
-# The models are so small that threads wait for each other.
+# Each model has a process of its own; they are so small that more threads wait for each other.
 THREADS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("out/demo-dense"), help="where results go")
     parser.add_argument("--seed", type=int, default=0, help="of the photographs' split, the scenes and the training")
-    parser.add_argument("--train", metavar="N", type=int, default=400, help="scenes to train on")
+    parser.add_argument("--train", metavar="N", type=int, default=800, help="scenes to train on")
     parser.add_argument("--val", metavar="N", type=int, default=100, help="scenes to hold out")
     parser.add_argument("--epochs", type=int, help="epochs to train (default: the configs')")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run of the same was stopped")
-    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads of each of the two")
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from .data.toy_files import write_toys
-    from .demos.training import toy_config, train_and_test
+    from .data.toys import ToyScenes
+    from .demos.picture import draw_picture
+    from .demos.training import Job, train_all
 
     for name in ("threads", "epochs"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; at least 1 is needed")
-    torch.set_num_threads(args.threads)
     console = Console(highlight=False, soft_wrap=True)
-    toys = args.output / "toys"
+    toys = (args.output / "toys").absolute()
     made = write_toys(toys, args.seed, args.train, args.val, overwrite=True)
-    console.print(f"{toys}: {args.train} scenes to train on, {args.val} of other photographs held out")
-    overrides = {"train_cfg.max_epochs": args.epochs} if args.epochs else {}
-    trained = []
-    for name in (DETECTOR, SEGMENTER):
-        console.print(f"training {name}")
-        config = toy_config(name, toys.absolute(), args.output / Path(name).name, args.seed, overrides)
-        trained.append(train_and_test(config, args.resume and not made, console.print))
-    detector, segmenter = trained
-    scores = {"box AP50": 100 * detector.metrics["coco/bbox_mAP_50"], "mIoU": segmenter.metrics["mIoU"]}
+    console.print(f"{args.output / 'toys'}: {args.train} scenes to train on, {args.val} of other photographs held out")
+    jobs = [
+        Job(
+            name,
+            toys,
+            args.output / Path(name).name,
+            args.seed,
+            drawn=DRAWN,
+            resume=args.resume and not made,
+            threads=args.threads,
+            overrides={"train_cfg.max_epochs": args.epochs} if args.epochs else {},
+        )
+        for name in (DETECTOR, SEGMENTER)
+    ]
+    detector, segmenter = trained = train_all(jobs)
+    # Where a detector finds nothing at all, MMDetection gives no score.
+    scores = {"box AP50": 100 * detector.metrics.get("coco/bbox_mAP_50", 0.0), "mIoU": segmenter.metrics["mIoU"]}
     _print_table(console, trained, scores)
     picture = args.output / "demo-dense.png"
-    _draw(detector, segmenter, args.seed, picture)
+    scenes = ToyScenes("val", args.seed)
+    rows = [
+        (scenes[i], *found) for i, found in enumerate(zip(detector.predictions, segmenter.predictions, strict=True))
+    ]
+    draw_picture(rows, picture)
     console.print(f"picture: {picture}")
     if weak := [name for name, score in scores.items() if not score >= GOAL]:
         console.print(f"below {GOAL:g}: {', '.join(weak)}")
@@ -76,13 +87,3 @@ def _print_table(console: Console, trained: "list[Trained]", scores: dict[str, f
             name, measure, f"{score:.1f}", f"{GOAL:g}", f"{one.parameters / 1e6:.2f} M", f"{one.seconds:.0f} s"
         )
     console.print(table)
-
-
-def _draw(detector: "Trained", segmenter: "Trained", seed: int, path: Path) -> None:
-    from .data.toys import ToyScenes
-    from .demos.picture import detect, draw_picture, segment
-
-    scenes = ToyScenes("val", seed)
-    count = min(DRAWN, len(detector.runner.test_dataloader.dataset))
-    rows = [(scenes[i], detect(detector.runner, i), segment(segmenter.runner, i)) for i in range(count)]
-    draw_picture(rows, path)

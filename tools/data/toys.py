@@ -13,10 +13,10 @@ from .digits import CLASSES, DigitsDataset, digits_dataset
 from .photographs import photograph, split_photographs
 
 SPLITS = ("train", "val")
-SHORT_SIDES, EXTRA_LENGTHS = (96, 128), (24, 48)
+SHORT_SIDES, EXTRA_LENGTHS = (72, 96), (16, 40)
 PORTRAITS = 0.3
 DIGITS_PER_SCENE = (2, 4)
-DIGIT_SIDES = (32, 60)
+DIGIT_SIDES = (28, 44)
 # Bright digits on dark paper, cut out along the digit: a rim of so much of the side around what counts as ink.
 INK, RIM = 0.4, 0.09
 DARK, BRIGHT = (0, 70), (150, 255)
