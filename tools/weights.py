@@ -198,23 +198,36 @@ def _convert(args: argparse.Namespace) -> int:
 
     if not timm.is_model(args.model.split(".")[0]):
         raise UserError(f"there is no model '{args.model}'{did_you_mean(args.model, timm.list_models())}")
-    model = timm.create_model(args.model)
-    report = load_checkpoint(model, args.file, key=args.key)
+    state_dict, taken, report = _converted(args)
     dtype = getattr(torch, args.dtype)
     state_dict = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()
     }
     metadata = {
         "model": args.model,
         "source": Path(args.file).name,
         "source_sha256": cache.file_sha256(args.file),
-        "taken": report.taken,
+        "taken": taken,
         "attnzoo": __version__,
     }
     save_safetensors(state_dict, out, metadata)
     print(report)
     print(f"{out}: {len(state_dict)} tensors in {args.dtype}, {out.stat().st_size / 1e6:.1f} MB")
     return EXIT_OK
+
+
+def _converted(args: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
+    """A classifier's or a whole detector's state dict, where in the file it was, and a line for the user."""
+    from timm import create_model
+
+    from .dense.published import convert_published
+
+    if whole := convert_published(args.model, args.file, args.key):
+        state_dict, taken = whole
+        return state_dict, taken, f"{args.file}: {len(state_dict)} tensors of a detector or segmenter from {taken}"
+    model = create_model(args.model)
+    report = load_checkpoint(model, args.file, key=args.key)
+    return model.state_dict(), report.taken, str(report)
 
 
 def _checked_out(args: argparse.Namespace) -> Path:

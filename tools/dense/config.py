@@ -85,6 +85,8 @@ def load_config(name: str, options: Sequence[str] = (), data_root: Path | None =
     require_packages()
     from mmengine.config import Config
 
+    from ... import registry  # noqa: F401  operators and loaders, before anything imports mmdet
+
     try:
         config = Config.fromfile(path)
         if data_root is not None:

@@ -58,7 +58,6 @@ def build_runner(config: "Config") -> "CheckedRunner":
         UserError: the config names something that does not exist or does not fit.
         CheckpointError: a checkpoint that it names cannot be used.
     """
-    from ... import registry  # noqa: F401  operators and loaders, also for configs that do not import it
     from .runner import CheckedRunner
 
     if "runner_type" in config:
