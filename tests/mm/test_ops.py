@@ -3,13 +3,15 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import attnzoo.registry  # noqa: F401  provides mmcv._ext
+import attnzoo
+import attnzoo.registry  # provides mmcv._ext
 from attnzoo.zoo.mm import ops
 
 import mmcv.ops  # isort: skip
@@ -214,7 +216,13 @@ def test_another_operator_is_refused_when_called() -> None:
     assert not hasattr(mmcv._ext, "__path__")
 
 
-def test_compiled_operators_come_first(tmp_path) -> None:
+def test_the_command_is_the_documented_one() -> None:
+    text = " ".join((Path(attnzoo.__file__).parent / "docs" / "dense.md").read_text(encoding="utf-8").split())
+    for step in ops.COMPILED_INSTALL.split(" && "):
+        assert step in text
+
+
+def test_compiled_operators_come_first(tmp_path: Path) -> None:
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").touch()
     (tmp_path / "mmcv" / "_ext.py").write_text("nms = 'compiled'\n")

@@ -16,6 +16,8 @@ def skip_multimodal() -> None:
         return
     if major < 5 or importlib.util.find_spec("mmpretrain") is None:
         return
-    from mmpretrain.utils import dependency
-
+    try:
+        from mmpretrain.utils import dependency
+    except ImportError:  # which MMDetection does expect
+        return
     dependency.WITH_MULTIMODAL = False
