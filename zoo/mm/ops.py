@@ -1,15 +1,9 @@
-"""A stand-in for ``mmcv._ext``, MMCV's compiled operators, on torchvision's and PyTorch's.
+"""MMCV's compiled operators, as far as detectors and segmenters call them, on torchvision's and PyTorch's.
 
-It has what detectors and segmenters call: NMS, RoIAlign, the sigmoid focal loss and multi-scale deformable attention,
-with the argument names that ``mmcv.ops`` passes. Any other operator raises when it is called.
+NMS, RoIAlign, the sigmoid focal loss and multi-scale deformable attention, with the argument names that ``mmcv.ops``
+passes; see ``stand_in`` for how they get there.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import NoReturn
 
 import torch
@@ -128,7 +122,7 @@ def roi_align_backward(
 
 def _only_average(pool_mode: int) -> None:
     if pool_mode != 1:
-        _refuse("roi_align with pool_mode='max'")
+        refuse("roi_align with pool_mode='max'")
 
 
 def sigmoid_focal_loss_forward(
@@ -216,42 +210,10 @@ def ms_deform_attn_backward(
         target.copy_(grad)
 
 
-_OPS: tuple[Callable, ...] = (
-    nms,
-    softnms,
-    roi_align_forward,
-    roi_align_backward,
-    sigmoid_focal_loss_forward,
-    sigmoid_focal_loss_backward,
-    ms_deform_attn_forward,
-    ms_deform_attn_backward,
-)
+def refuse(name: str) -> NoReturn:
+    """Say what operator is missing, and how MMCV is compiled.
 
-
-def _refuse(name: str) -> NoReturn:
+    Raises:
+        NotImplementedError: always.
+    """
     raise NotImplementedError(f"{name} needs MMCV's compiled operators: {COMPILED_INSTALL}")
-
-
-def _missing(name: str) -> Callable[..., NoReturn]:
-    """MMCV asks for every name at import; only a call is an error."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return lambda *args, **kwargs: _refuse(f"mmcv's {name}")
-
-
-class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``mmcv._ext`` where no other finder does, so that compiled operators always come first."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname == "mmcv._ext" else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__dict__.update({op.__name__: op for op in _OPS}, __getattr__=_missing)
-
-
-def provide_ops() -> None:
-    """Let ``mmcv.ops`` be imported without compiled operators. Harmless where they are there, and when repeated."""
-    if not any(isinstance(finder, StandIn) for finder in sys.meta_path):
-        sys.meta_path.append(StandIn())
