@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-dense mm test lint parity docs timm-suite gpu bench clean
+.PHONY: demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -56,6 +56,11 @@ lint: $(VENV)/.installed-dev
 # The relative error of every model against its fixtures, for docs/models.md.
 parity: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/zoo/test_parity.py --parity-results results/parity.json
+
+# What goes wrong around models, data and disks, provoked for real; writes docs/faults.md.
+faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py --faults-results results/faults.json
+	$(BIN)/python tests/fault_table.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/attnzoo table --output docs/models.md

@@ -117,8 +117,8 @@ def _status(words: list[str]) -> int:
         return 1
 
 
-def small_disk(folder: Path, size: int) -> str:
-    """A tmpfs of ``size`` bytes on ``folder``, seen by this process alone; where none is allowed, a file size limit.
+def small_disk(folder: Path, size: int, limit: int) -> str:
+    """A tmpfs of ``size`` bytes on ``folder``, seen by this process alone; without the right to, no file over ``limit``.
 
     Returns:
         Which of the two it is.
@@ -135,7 +135,7 @@ def small_disk(folder: Path, size: int) -> str:
         libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
         if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()) == 0:
             return "a tmpfs"
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return "a file size limit (no tmpfs allowed here)"
 
 

@@ -33,7 +33,11 @@ def expected(path: Path) -> str:
     record = recorded(path)
     size, sha256 = record.get("size"), record.get("sha256")
     if not (isinstance(size, int) and isinstance(sha256, str)):
-        rows = [entry for entry in manifest.entries() if entry.file and path.name in (entry.file, f"{entry.id}-{entry.file}")]
+        rows = [
+            entry
+            for entry in manifest.entries()
+            if entry.file and path.name in (entry.file, f"{entry.id}-{entry.file}")
+        ]
         if len(rows) != 1:
             return ""
         size, sha256 = rows[0].size, rows[0].sha256 or rows[0].sha256_prefix

@@ -26,6 +26,7 @@ def test_the_schema_is_a_schema_and_the_manifest_keeps_to_it():
     VALIDATOR.check_schema(VALIDATOR.schema)
     assert [f"{error.json_path}: {error.message}" for error in VALIDATOR.iter_errors(MANIFEST)] == []
     assert VALIDATOR.is_valid(row())
+    assert VALIDATOR.is_valid(row(keys_sha256="0" * 64))
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ def test_the_schema_is_a_schema_and_the_manifest_keeps_to_it():
     [
         {"url": "http://example.org/x.pth"},
         {"sha256": "abc"},
+        {"keys_sha256": "abc"},
         {"size": 0},
         {"size": "12"},
         {"host": "ftp"},

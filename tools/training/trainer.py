@@ -297,5 +297,4 @@ def _is_finite(value: torch.Tensor) -> bool:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in text or "not enough memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
