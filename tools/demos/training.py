@@ -1,12 +1,15 @@
 """Trains and judges toy configs as ``attnzoo mm`` does, each in a process of its own."""
 
+import contextlib
 import multiprocessing
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 
 from ..cli import UserError
 from ..data.checks import check_config
+from ..dense.checkpoints import newest
 from ..dense.config import load_config
 from .picture import Box, detect, segment
 
@@ -77,41 +81,46 @@ def toy_config(job: Job) -> Any:
     Raises:
         UserError: there is no such config, or the mm packages are not installed.
     """
-    config = load_config(job.name)
-    changes: dict[str, Any] = {"work_dir": str(job.work_dir), "randomness.seed": job.seed, "log_level": "WARNING"}
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        changes[f"{loader}.dataset.data_root"] = str(job.toys)
-    for evaluator in ("val_evaluator", "test_evaluator"):
-        if "ann_file" in config[evaluator]:
-            changes[f"{evaluator}.ann_file"] = str(job.toys / "annotations" / "val.json")
-    config.merge_from_dict({**changes, **job.overrides})
+    config = load_config(job.name, data_root=job.toys)
+    settings = {"work_dir": str(job.work_dir), "randomness.seed": job.seed, "log_level": "WARNING"}
+    config.merge_from_dict({**settings, **job.overrides})
     # The held-out scenes are for the one test at the end.
     config.val_dataloader = config.val_evaluator = config.val_cfg = None
-    config.resume = job.resume
+    checkpoint, _ = newest(job.work_dir) if job.resume else (None, [])
+    if checkpoint is not None:
+        config.load_from, config.resume = str(checkpoint), True
     return config
 
 
 def train_and_test(job: Job) -> Trained:
-    """Trains, then scores the held-out scenes; a line of progress after each epoch.
+    """Trains, then scores the held-out scenes; prints a line after each epoch.
+
+    What MMEngine and the others print goes to ``output.txt`` in the work folder.
 
     Raises:
         UserError: the annotations make no sense, or the mm packages are not installed.
     """
+    torch.set_num_threads(job.threads)
+    if not job.resume and job.work_dir.exists():
+        shutil.rmtree(job.work_dir)
+    job.work_dir.mkdir(parents=True, exist_ok=True)
+    tell = partial(print, file=sys.stdout, flush=True)
+    output = (job.work_dir / "output.txt").open("a", encoding="utf-8")
+    with output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        return _train_and_test(job, tell)
+
+
+def _train_and_test(job: Job, tell: Callable[[str], None]) -> Trained:
     config = toy_config(job)
-    from ...weights.mmengine import install
     from ..dense.hooks import RepeatableRandomness
     from ..dense.runner import CheckedRunner
 
-    torch.set_num_threads(job.threads)
     for report in check_config(config):
         if not report.clean:
-            print("\n".join(report.lines()), flush=True)
-    if not job.resume and job.work_dir.exists():
-        shutil.rmtree(job.work_dir)
-    install()
+            tell("\n".join(report.lines()))
     runner = CheckedRunner.from_cfg(config)
     runner.register_hook(RepeatableRandomness())
-    runner.register_hook(_progress(job.name))
+    runner.register_hook(_progress(job.name, tell))
     started = time.monotonic()
     runner.train()
     seconds = time.monotonic() - started
@@ -122,8 +131,8 @@ def train_and_test(job: Job) -> Trained:
     return Trained(metrics, predictions, parameters, seconds)
 
 
-def _progress(name: str) -> Any:
-    """A hook that prints each epoch's mean loss and the time it took."""
+def _progress(name: str, tell: Callable[[str], None]) -> Any:
+    """A hook that tells each epoch's mean loss and the time it took."""
     from mmengine.hooks import Hook
 
     class Progress(Hook):
@@ -133,11 +142,11 @@ def _progress(name: str) -> Any:
             self.losses, self.started = [], time.monotonic()
 
         def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-            self.losses.append(float(outputs["loss"]))
+            self.losses.append(outputs["loss"].item())
 
         def after_train_epoch(self, runner: Any) -> None:
             seconds = time.monotonic() - self.started
             epoch = f"epoch {runner.epoch + 1}/{runner.max_epochs}"
-            print(f"{name}: {epoch}, loss {np.mean(self.losses):.3f}, {seconds:.0f} s", flush=True)
+            tell(f"{name}: {epoch}, loss {np.mean(self.losses):.3f}, {seconds:.0f} s")
 
     return Progress()
