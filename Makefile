@@ -60,6 +60,7 @@ parity: $(VENV)/.installed-dev
 # What goes wrong around models, data and disks, provoked for real; writes docs/faults.md.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py --faults-results results/faults.json
+	$(BIN)/attnzoo table --configs configs/README.md
 	$(BIN)/python tests/fault_table.py
 
 docs: $(VENV)/.installed-dev

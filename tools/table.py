@@ -13,6 +13,7 @@ import torch
 from ..weights.manifest import Entry, entries
 from ..zoo import list_models
 from .cli import UserError
+from .dense.matrix import with_configs
 from .files import write_atomic
 from .info import describe
 
@@ -58,11 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readme", type=Path, metavar="FILE", help="renew the families' summary in this README instead"
     )
+    parser.add_argument(
+        "--configs", type=Path, metavar="FILE", help="renew the mmdet and mmseg configs in this README instead"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     if args.readme is not None:
         write_atomic(args.readme, with_summary(args.readme.read_text(encoding="utf-8")).encode())
+        return 0
+    if args.configs is not None:
+        write_atomic(args.configs, with_configs(args.configs.read_text(encoding="utf-8")).encode())
         return 0
     text = models_table(args.pattern, args.parity)
     if args.output is None:
