@@ -60,12 +60,12 @@ parity: $(VENV)/.installed-dev
 # What goes wrong around models, data and disks, provoked for real; writes docs/faults.md.
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py --faults-results results/faults.json
-	$(BIN)/attnzoo table --configs configs/README.md
 	$(BIN)/python tests/fault_table.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/attnzoo table --output docs/models.md
 	$(BIN)/attnzoo table --readme README.md
+	$(BIN)/attnzoo table --configs configs/README.md
 	$(BIN)/attnzoo bench docs --output docs/benchmarks.md
 
 # timm's own model tests, from its source distribution, over the zoo's names; PATTERN narrows them.
