@@ -17,7 +17,7 @@ FORMATS = ("onnx", "pt2")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model's name; with --all a pattern, 'van*'")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="onnx, or pt2 (torch.export)")
+    parser.add_argument("--format", default="onnx", metavar="FORMAT", help="onnx, or pt2 (torch.export)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (MODEL.onnx); with --all a folder")
     weights = parser.add_argument_group("weights (published ones unless told otherwise)")
     weights.add_argument("--checkpoint", metavar="FILE", help="take the weights from this file")
@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from .exporting import formats
 
+    if args.format not in FORMATS:
+        raise UserError(f"--format is {args.format}; {' and '.join(FORMATS)} can be written")
     formats.require(args.format, args.opset)
     if args.all:
         from .exporting import sweep

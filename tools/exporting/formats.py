@@ -71,7 +71,7 @@ def write(program: ExportedProgram, path: Path, facts: dict[str, str], opset: in
     with silence():
         try:
             written = torch.onnx.export(
-                program, (), dynamo=True, opset_version=opset, input_names=["images"], verbose=False
+                program, (), dynamo=True, opset_version=opset, input_names=["images"], verbose=False, optimize=False
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
@@ -79,6 +79,9 @@ def write(program: ExportedProgram, path: Path, facts: dict[str, str], opset: in
         found = written.model.opset_imports.get("")
         if found != opset:
             raise UserError(f"--opset {opset}: the model needs operators of opset {found}; --opset {found} works")
+        # Folding a resize means onnx's reference evaluator, which takes minutes; onnxruntime folds it when it loads.
+        optimizer = import_extra("onnxscript.optimizer", extra="export")
+        optimizer.optimize_ir(written.model, should_fold=lambda node: False if node.op_type == "Resize" else None)
         written.model.metadata_props.update(facts)
         _name_outputs(written.model.graph.outputs)
         written.save(path)
