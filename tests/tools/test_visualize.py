@@ -272,3 +272,15 @@ def test_head_importance_command(cat: Path, tmp_path: Path) -> None:
     rows = read(out / "head-importance.csv")
     assert [row["layer"] for row in rows] == ["stages.3.blocks.0.attn"] * 8
     assert Image.open(out / "head-importance.png").size[0] > 600
+
+
+def test_documented_pictures_and_commands(capsys: pytest.CaptureFixture) -> None:
+    """The page's pictures are there and small, and its commands' options exist."""
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "visualize.md").read_text()
+    pictures = re.findall(r"\]\((\S+\.png)\)", text)
+    assert len(pictures) == 2
+    assert all((docs / name).stat().st_size < 250_000 for name in pictures)
+    with pytest.raises(SystemExit):
+        main(["visualize", "--help"])
+    assert set(re.findall(r"--[a-z-]+", text)) <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

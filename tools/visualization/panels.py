@@ -69,7 +69,7 @@ def new_figure(size: tuple[float, float]) -> Any:
 def to_png(figure: Any) -> bytes:
     """The figure without transparency, compressed as far as it goes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=100)
     image = Image.open(buffer).convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "png", optimize=True)
