@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "layers": {"layers", "kernels"},
     "weights": {"weights"},
     "zoo": {"zoo", "layers", "kernels", "weights"},
-    "tools": {"tools", "zoo", "layers", "kernels", "weights", "diffusion", "_version"},
+    "tools": {"tools", "zoo", "layers", "kernels", "weights", "diffusion", "_version", "registry"},
 }
 
 

@@ -141,6 +141,7 @@ class Pyramid(Backbone):
             blocks = [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99999,)),
                 (r"^norm", (99999,)),
             ]
         return dict(stem=r"^stem", blocks=blocks)
