@@ -111,7 +111,7 @@ def matrix(axes: Any, values: Tensor) -> None:
 def spread(weights: Tensor) -> str:
     """The smallest and largest weight that is not zero, for a title."""
     kept = weights[weights != 0]
-    return f"{kept.min():.2g} to {kept.max():.2g}" if kept.numel() else "no weight"
+    return f"{kept.min():.3g} to {kept.max():.3g}" if kept.numel() else "no weight"
 
 
 def box(axes: Any, top: float, left: float, height: float, width: float, **style: Any) -> None:
