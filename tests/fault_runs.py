@@ -11,7 +11,6 @@ import random
 import resource
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +117,7 @@ def _status(words: list[str]) -> int:
 
 
 def small_disk(folder: Path, size: int, limit: int) -> str:
-    """A tmpfs of ``size`` bytes on ``folder``, seen by this process alone; without the right to, no file over ``limit``.
+    """A tmpfs of ``size`` bytes on ``folder``, seen by this process alone; without the right, no file over ``limit``.
 
     Returns:
         Which of the two it is.
@@ -155,13 +154,6 @@ def without_privileges() -> str | None:
     if libc.capset(header, none) != 0:
         raise OSError(ctypes.get_errno(), "capset")
     return "root without capabilities"
-
-
-def die_after(seconds: float) -> None:
-    """SIGKILL at a moment that nothing in the program knows of."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
-    timer.daemon = True
-    timer.start()
 
 
 def die_somewhere(seed: int, forwards: int, writes: int) -> None:

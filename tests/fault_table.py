@@ -26,7 +26,11 @@ FAULTS = tuple(
     Fault(number, *row)
     for number, row in enumerate(
         [
-            ("truncated `.pth`", "one line: the file, its size, the published size and hash where known; status 2"),
+            (
+                "truncated `.pth`; cut, corrupted, hanging or redirected download",
+                "one line: the file, its size, the published size and hash where known; status 2. Downloads are "
+                "resumed, checked, tried again, then sought at the next mirror; a wrong file is set aside as `.bad`",
+            ),
             ("truncated `.safetensors`", "the same"),
             ("empty file", '"is an empty file"; status 2'),
             ("HTML login page saved or served as a checkpoint", '"is an HTML page … the link needs a login"; status 2'),

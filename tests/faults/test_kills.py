@@ -79,26 +79,36 @@ def same_run(one, two):
         assert all(value.equal(b["optimizer"]["state"][index][key]) for key, value in state.items())
 
 
+def kill_at(children, output, updates, per_epoch, delay):
+    """SIGKILL for all ``children``, ``delay`` seconds after a run has saved its first ``updates`` updates."""
+    deadline = time.monotonic() + 120
+    done = -1
+    while done < updates and all(child.is_alive() for child in children):
+        assert time.monotonic() < deadline
+        found = [checkpoint.NAME.fullmatch(path.name) for path in checkpoint.list_checkpoints(output / "checkpoints")]
+        done = max((int(match[1]) * per_epoch + int(match[2]) for match in found), default=-1)
+        time.sleep(0.005)
+    time.sleep(delay)
+    for child in children:
+        child.kill()
+
+
 @pytest.mark.fault(36)
 def test_a_training_killed_at_random_moments(tmp_path):
-    recipe = write_recipe(tmp_path, epochs=4, checkpoint={"every_updates": 1})
-    began = time.monotonic()
+    recipe = write_recipe(tmp_path, epochs=3, checkpoint={"every_updates": 1})
     assert train(recipe, tmp_path / "whole") == 0
-    seconds = time.monotonic() - began
     words = ["train", recipe, "--output", tmp_path / "o", "--cpu", "--resume"]
     moments = random.Random(0)
-    killed = sum(
-        run(words, tmp_path, (fault_runs.die_after, (moments.uniform(0.1, 0.6) * seconds,))).status == -9
-        for _ in range(5)
-    )
-    assert killed >= 2
+    for updates in sorted(moments.sample(range(1, 15), 4)):
+        child = start(words, tmp_path / "log")
+        kill_at([child], tmp_path / "o", updates, 6, moments.uniform(0, 0.05))
+        assert wait(child, tmp_path / "log").status == -9
     assert train(recipe, tmp_path / "o", "--resume") == 0
     same_run(tmp_path / "whole", tmp_path / "o")
-    assert not list((tmp_path / "o").rglob("*.tmp"))
 
 
-def both(words, folder, seconds=None):
-    """Two processes of one training over gloo, both killed after ``seconds``; their exit statuses."""
+def both(words, folder, kill=None):
+    """Two processes of one training over gloo, both killed by ``kill(children)``; their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -107,26 +117,26 @@ def both(words, folder, seconds=None):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         children.append(start(words, folder / f"log{rank}", (fault_runs.environment, (place,))))
-    if seconds is not None:
-        time.sleep(seconds)
-        for child in children:
-            child.kill()
+    if kill is not None:
+        kill(children)
     ended = [wait(child, folder / f"log{rank}") for rank, child in enumerate(children)]
     return [each.status for each in ended], "\n".join(each.err for each in ended)
 
 
 @pytest.mark.fault(36)
 def test_two_processes_killed_at_random_moments(tmp_path):
-    recipe = write_recipe(tmp_path, epochs=3, batch_size=8, checkpoint={"every_updates": 1})
+    recipe = write_recipe(tmp_path, epochs=2, batch_size=8, checkpoint={"every_updates": 1})
     words = ["train", recipe, "--cpu", "--output"]
-    began = time.monotonic()
     statuses, text = both([*words, tmp_path / "whole"], tmp_path)
     assert statuses == [0, 0], text
-    seconds = time.monotonic() - began
     resumed = [*words, tmp_path / "o", "--resume"]
     moments = random.Random(1)
-    ends = [both(resumed, tmp_path, moments.uniform(0.4, 0.8) * seconds)[0] for _ in range(2)]
-    assert [-9, -9] in ends
+    for updates in sorted(moments.sample(range(1, 10), 2)):
+        delay = moments.uniform(0, 0.05)
+        statuses, text = both(
+            resumed, tmp_path, lambda children, at=updates, wait=delay: kill_at(children, tmp_path / "o", at, 6, wait)
+        )
+        assert statuses == [-9, -9], text
     statuses, text = both(resumed, tmp_path)
     assert statuses == [0, 0], text
     same_run(tmp_path / "whole", tmp_path / "o")
