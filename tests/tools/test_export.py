@@ -119,8 +119,10 @@ def test_any_size_where_the_architecture_allows_it(tmp_path: Path, capsys) -> No
 
 def test_a_fixed_size_where_it_does_not(tmp_path: Path, capsys) -> None:
     path = tmp_path / "fixed.pt2"
-    assert export(VIT, "--random-weights", "--dynamic-size", "--format", "pt2", "--output", path) == 0
-    assert f"{VIT} is made for one image size at a time, 160x160 here: " in capsys.readouterr().out
+    assert (
+        export("vit_tiny_patch16_224", "--random-weights", "--dynamic-size", "--format", "pt2", "--output", path) == 0
+    )
+    assert "vit_tiny_patch16_224 is made for one image size at a time, 224x224 here: " in capsys.readouterr().out
     assert path.exists()
 
 
