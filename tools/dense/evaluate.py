@@ -10,7 +10,7 @@ from ...weights.reader import sniff
 from ..cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from .config import find_config, load_config
 from .results import Predictions, write_results
-from .session import build_runner, check_writable, one_line_errors, prepare_work_dir, set_launcher, terminable
+from .session import build_loops, build_runner, check_writable, prepare_work_dir, set_launcher, terminable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -72,10 +72,9 @@ def test(config: "Config", predictions: Predictions) -> tuple[dict[str, Any], li
     watch = FiniteOutputs()
     runner.register_hook(watch)
     runner.register_hook(predictions.hook())
-    with one_line_errors():
-        loop = runner.test_loop
+    build_loops(runner, "test_loop")
     metrics = runner.test()
-    return metrics, watch.images, len(loop.dataloader.dataset)
+    return metrics, watch.images, len(runner.test_loop.dataloader.dataset)
 
 
 def check_out(out: Path) -> None:

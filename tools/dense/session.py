@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from .runner import CheckedRunner
 
-LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
-
 
 def prepare_work_dir(config: "Config", name: str, given: Path | None) -> Path:
     """Make the work folder: the given one, the config's, or ``out/NAME``; written to once before the work.
@@ -47,6 +45,15 @@ def check_writable(folder: Path) -> None:
 
 
 def set_launcher(config: "Config", launcher: str) -> None:
+    """Tell the Runner what started the processes.
+
+    Raises:
+        UserError: there are several processes and no GPU, which MMEngine cannot do.
+    """
+    import torch
+
+    if launcher != "none" and not torch.accelerator.is_available():
+        raise UserError(f"--launcher {launcher} needs GPUs: MMEngine gives every process one")
     config.launcher = launcher
     os.environ.setdefault("LOCAL_RANK", "0")
 
@@ -64,6 +71,13 @@ def build_runner(config: "Config") -> "CheckedRunner":
         raise UserError(f"runner_type={config.runner_type!r} is for {config.default_scope}'s own tools/train.py")
     with one_line_errors():
         return CheckedRunner.from_cfg(config)
+
+
+def build_loops(runner: "CheckedRunner", *names: str) -> None:
+    """Build the loops with their data sets and metrics, which the Runner puts off until they are asked for."""
+    with one_line_errors():
+        for name in names:
+            getattr(runner, name)
 
 
 @contextlib.contextmanager

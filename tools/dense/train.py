@@ -9,10 +9,12 @@ from ..cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from ..files import DISK_FULL
 from .checkpoints import check_resumable, list_checkpoints, newest
 from .config import find_config, load_config
-from .session import build_runner, one_line_errors, prepare_work_dir, set_launcher, terminable
+from .session import build_loops, build_runner, prepare_work_dir, set_launcher, terminable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+    from .hooks import FiniteLoss
 
 _AMP_PATIENCE = 50  # a loss scaler that starts at 65536 halves itself 16 times; more is divergence
 
@@ -41,9 +43,7 @@ def train(config: "Config", work_dir: Path) -> int:
     watch = FiniteLoss(patience=_AMP_PATIENCE if amp else 0)
     runner.register_hook(RepeatableRandomness())
     runner.register_hook(watch)
-    with one_line_errors():
-        if runner.train_loop is not None and runner.val_loop is not None:
-            pass  # built here, so that an error in their config is told from one in the training
+    build_loops(runner, "train_loop", "val_loop")
     try:
         with terminable():
             runner.train()
@@ -57,13 +57,18 @@ def train(config: "Config", work_dir: Path) -> int:
         if error.errno not in DISK_FULL:
             raise
         raise UserError(f"disk full in {work_dir}; {_saved(work_dir)}") from error
-    if watch.skipped or watch.metrics:
-        what = [f"{watch.skipped} updates without a finite loss were skipped"] if watch.skipped else []
-        what += [f"not finite: {', '.join(watch.metrics)}"] if watch.metrics else []
-        print(f"attnzoo mm train: finished, but {'; '.join(what)}", file=sys.stderr)
+    if complaints := _complaints(watch):
+        print(f"attnzoo mm train: finished, but {complaints}", file=sys.stderr)
         return EXIT_INCOMPLETE
-    print(f"finished: {_latest(work_dir)}")
+    if runner.rank == 0:
+        print(f"finished: {_latest(work_dir)}")
     return EXIT_OK
+
+
+def _complaints(watch: "FiniteLoss") -> str:
+    parts = [f"{watch.skipped} updates without a finite loss were skipped"] if watch.skipped else []
+    parts += [f"not finite: {', '.join(watch.metrics)}"] if watch.metrics else []
+    return "; ".join(parts)
 
 
 def configure(config: "Config", *, amp: bool = False, auto_scale_lr: bool = False, seed: int | None = None) -> None:
