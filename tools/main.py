@@ -22,6 +22,7 @@ COMMANDS = (
     "bench",
     "export",
     "visualize",
+    "app",
     "toys",
     "demo",
     "demo-dense",
