@@ -268,6 +268,7 @@ def test_compiled_and_exported_programs_do_not_see_the_observer() -> None:
         ("agent_cswin_tiny", dict(depths=(1, 1, 2, 1))),
         ("l2vit_tiny", dict(depths=(2, 2, 2, 2))),
         ("vit_small_gqa", dict(depth=2)),
+        ("sparsifiner_deit_tiny", dict(depth=2)),
     ],
 )
 def test_removed_head(name: str, kwargs: dict) -> None:
@@ -279,7 +280,7 @@ def test_removed_head(name: str, kwargs: dict) -> None:
             for parameter in module.lepe.parameters():
                 nn.init.zeros_(parameter)
         seen = []
-        handle = module.proj.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].clone()))
+        handle = module.proj.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append(inputs[0].clone()))
         remover = HeadRemover(model, layer, one.heads - 1, one.heads)
         with torch.no_grad():
             model(image[None])

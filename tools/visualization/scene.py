@@ -1,5 +1,6 @@
 """Photographs as a model wants them, with the pixels they are drawn on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _size(size: tuple[int, int], img_size: list[int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _names(stem: str):
+def _names(stem: str) -> Iterator[str]:
     yield stem
     number = 2
     while True:

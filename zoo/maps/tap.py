@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...kernels import observe_ops
-from ...layers import ContMix, CrossShapedWindowAttention, DilatedReparamConv
+from ...layers import ContMix, CrossShapedWindowAttention, DilatedReparamConv, SparsifinerAttention
 
 SOFTMAX = "scaled_dot_product_attention"
 CONVOLUTION = "large_convolution"
@@ -145,6 +145,24 @@ class HeadRemover(Tap):
     def __init__(self, model: nn.Module, layer: str, head: int, heads: int) -> None:
         super().__init__(model)
         self.layer, self.head, self.heads = layer, head, heads
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        module, thread = self.model.get_submodule(self.layer.partition(":")[0]), threading.get_ident()
+
+        def remove(module: nn.Module, inputs: tuple) -> tuple:
+            if threading.get_ident() != thread:
+                return inputs
+            joined = inputs[0].unflatten(-1, (self.heads, -1)).clone()
+            joined[..., self.head, :] = 0
+            return (joined.flatten(-2),)
+
+        with ExitStack() as stack:
+            # Its class token attends beside the op.
+            if isinstance(module, SparsifinerAttention):
+                stack.callback(module.proj.register_forward_pre_hook(remove).remove)
+            stack.enter_context(super().following())
+            yield
 
     def attend(self, call: Call, run: Callable[[], Tensor]) -> Tensor:
         output = run()
