@@ -1,6 +1,6 @@
 """Train and test detectors and segmenters: MMDetection's and MMSegmentation's, on the zoo's backbones.
 
-    attnzoo mm train mmdet/nat/mask-rcnn_nat-mini_fpn_3x_coco
+    attnzoo mm train mmdet/nat/mask-rcnn_nat-mini_fpn_ms-3x_coco
     attnzoo mm train CONFIG.py --work-dir out/mine --resume
     attnzoo mm test CONFIG.py out/mine/epoch_12.pth --out results.json
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ _INSTALL = (
 )
 
 
+@cache
 def shipped_configs() -> dict[str, Path]:
     """The configs of this package by name: ``mmdet/FOLDER/STEM``."""
     found = {}
