@@ -48,7 +48,8 @@ def draw_map(one: AttentionMap, picture: np.ndarray, model: str, note: str, warn
     panels += _extras(one, picture)
     x, y = one.query
     height, width = one.image_size
-    title = f"{model}   {one.layer}\n{describe(one)}; query at ({x:.0f}, {y:.0f}) of {width}×{height} pixels"
+    shown = f" ({HEADS} shown)" if one.heads > HEADS else ""
+    title = f"{model}   {one.layer}\n{describe(one)}{shown}; query at ({x:.0f}, {y:.0f}) of {width}×{height} pixels"
     return compose(panels, picture.shape[0] / picture.shape[1], title, note, warning)
 
 
@@ -56,8 +57,6 @@ def describe(one: AttentionMap) -> str:
     """The kind of attention and its sizes, in words."""
     grid = f"{one.grid[0]}×{one.grid[1]} tokens"
     heads = f"{one.heads} heads" if one.heads > 1 else "1 head"
-    if one.heads > HEADS:
-        heads += f", {HEADS} shown"
     match one:
         case NeighborhoodMap():
             size, step = one.kernel_size, one.dilation
