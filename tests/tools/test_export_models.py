@@ -36,6 +36,7 @@ def _shallow(name: str) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _smallest())
 def test_agrees_at_two_sizes(name: str, tmp_path: Path) -> None:
     model = _shallow(name)
