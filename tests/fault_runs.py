@@ -90,6 +90,8 @@ def _child(words: list[str], log: Path, steps: Sequence[Step], watch: Path | Non
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(log / name, os.O_WRONLY), number)
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    # The fork server's environment is older than what the fixtures have set.
+    os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     report = os.open(log / "ended.json", os.O_WRONLY)
     how = ", ".join(said for step, args in steps if (said := step(*args)))
     status = _status(words)

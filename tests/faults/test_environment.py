@@ -168,8 +168,8 @@ print(explain(neighborhood_attention, x, x, x, 3).chosen, bool(neighborhood_atte
 def test_a_triton_that_cannot_be_imported(tmp_path):
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise ImportError('libcuda.so.1: built for another PyTorch')\n")
-    code = "from attnzoo._requirements import triton_problem; print(triton_problem())"
-    done = python(f"import importlib.util, sys; sys.path.insert(0, {str(ROOT)!r}); {code}", tmp_path)
+    module = str(ROOT / "_requirements.py")
+    done = python(f"import runpy; print(runpy.run_path({module!r})['triton_problem']())", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Triton cannot be imported (ImportError: libcuda.so.1: built for another PyTorch)" in done.stdout
 
