@@ -25,7 +25,7 @@ OPS = {
 
 def smallest() -> list[str]:
     """One name a family file: the one whose name says that it is small."""
-    sizes = ("_nano", "_mini", "_tiny", "_b0", "_xt", "_small")
+    sizes = ("_nano", "_mini", "_xt", "_b0", "_tiny", "_small")
     best: dict[str, tuple[int, str]] = {}
     for name in attnzoo.zoo.list_models():
         size = next((rank for rank, word in enumerate(sizes) if word in name), len(sizes))
