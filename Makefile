@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults
+.PHONY: demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults fuzz
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -61,6 +61,11 @@ parity: $(VENV)/.installed-dev
 faults: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py --faults-results results/faults.json
 	$(BIN)/python tests/fault_table.py
+
+# New cases for FUZZ_SECONDS, shared by the targets of tests/fuzz; make test runs the same few each time.
+FUZZ_SECONDS ?= 3600
+fuzz: $(VENV)/.installed-dev
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz --timeout 0 --fuzz-results results/fuzz.json
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/attnzoo table --output docs/models.md

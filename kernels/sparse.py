@@ -82,9 +82,9 @@ def _prepare(
         if not fits or any(n not in (1, want) for n, want in zip(mask.shape[:3], full[:3], strict=True)):
             raise ValueError(f"a bool mask must be [B, heads, N, M] = {full}, got {tuple(mask.shape)}")
     elif mask.ndim != 4 or tuple(mask.shape[:3]) != full[:3]:
-        raise ValueError(f"columns must be [B, heads, N, budget] with {full[:3]} first, got {tuple(mask.shape)}")
+        raise ValueError(f"mask's columns must be [B, heads, N, budget] with {full[:3]} first, got {tuple(mask.shape)}")
     elif not 1 <= mask.shape[3] <= keys:
-        raise ValueError(f"columns must be from 1 to {keys} a row, the number of keys, got {mask.shape[3]}")
+        raise ValueError(f"mask's columns must be from 1 to {keys} a row, the number of keys, got {mask.shape[3]}")
     if bias is not None:
         _check_bias(bias, q, full)
     return q, k, v, mask, bias, checked_scale(scale, q.shape[-1] ** -0.5)

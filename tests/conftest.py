@@ -22,6 +22,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-results", metavar="FILE", help="write the relative error of every model's logits here")
     parser.addoption("--faults-results", metavar="FILE", help="write which faults of tests/faults are survived here")
+    parser.addoption("--fuzz-results", metavar="FILE", help="write what a long run of tests/fuzz found here")
 
 
 @pytest.fixture(scope="session")

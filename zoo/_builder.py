@@ -15,6 +15,7 @@ from torch import nn
 
 from ..weights import convert_checkpoint, pretrained_state_dict, read_checkpoint, unwrap
 from ..weights.manifest import entries
+from ._arguments import check_arguments
 
 _PACKAGE = __name__.rsplit(".", 1)[0]
 _BUNDLED = Path(__file__).parent / "pretrained"
@@ -68,7 +69,10 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = Fal
 
     Raises:
         CheckpointError: ``pretrained`` and the file cannot be had or is not what it should be.
+        TypeError: an argument of the wrong form.
+        ValueError: an argument out of its range.
     """
+    check_arguments(model_cls, kwargs)
     variant = _ALIASES.get(variant, variant)
     feature_cfg = dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), feature_cls="getter")
     if pretrained:

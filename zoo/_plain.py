@@ -2,9 +2,9 @@
 
 import torch
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ._indices import take_indices
 from ._pyramid import Backbone
 
 
@@ -94,13 +94,12 @@ class Plain(Backbone):
             return_prefix_tokens: give pairs (map, class tokens [B, n, C]) where the model has class tokens.
 
         Raises:
-            ValueError: ``output_fmt`` is something else.
+            ValueError: ``output_fmt`` is something else, or there are no such blocks.
         """
         if output_fmt not in ("NCHW", "NHWC", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; 'NCHW', 'NHWC' and 'NLC' work")
-        take, last = feature_take_indices(len(self.stages), indices)
-        grid = self._grid(x)
-        x = self._embed(x)
+        take, last = take_indices(len(self.stages), indices)
+        x, grid = self._embed(x), self._grid(x)
         outputs = []
         for i, block in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = self._forward_block(block, x, grid)
@@ -121,8 +120,12 @@ class Plain(Backbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut the blocks after the last of ``indices``, and the norm and head on request."""
-        take, last = feature_take_indices(len(self.stages), indices)
+        """Cut the blocks after the last of ``indices``, and the norm and head on request.
+
+        Raises:
+            ValueError: there are no such blocks.
+        """
+        take, last = take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_norm:
             self.norm = nn.Identity()

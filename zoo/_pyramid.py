@@ -6,11 +6,11 @@ import torch
 import torch.fx
 from timm.layers import SelectAdaptivePool2d
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..weights import convert_checkpoint
 from ._image import checked_image
+from ._indices import take_indices
 
 torch.fx.wrap("checked_image")  # it cannot follow questions about shape and dtype
 
@@ -169,11 +169,11 @@ class Pyramid(Backbone):
             output_fmt: ``NCHW`` or ``NHWC``.
 
         Raises:
-            ValueError: ``output_fmt`` is something else.
+            ValueError: ``output_fmt`` is something else, or there are no such stages.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; 'NCHW' and 'NHWC' work")
-        take, deepest = feature_take_indices(len(self.stages), indices)
+        take, deepest = take_indices(len(self.stages), indices)
         count = deepest + 1 if stop_early else len(self.stages)
         maps = []
         for i, output in enumerate(self._outputs(x, count)):
@@ -197,8 +197,12 @@ class Pyramid(Backbone):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut the stages after the last of ``indices``, and the norm and head with them or on request."""
-        take, last = feature_take_indices(len(self.stages), indices)
+        """Cut the stages after the last of ``indices``, and the norm and head with them or on request.
+
+        Raises:
+            ValueError: there are no such stages.
+        """
+        take, last = take_indices(len(self.stages), indices)
         cut = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if cut:

@@ -64,8 +64,8 @@ class TokenModel(Plain):
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, num_tokens, embed_dim, **dd), std=0.02))
 
     def _embed(self, x: Tensor) -> Tensor:
-        positions = fit_positions(self.pos_embed, x, self.patch_size, self.grid_size, self.dynamic_img_size)
         patches = self._apply_stem(x).flatten(2).transpose(1, 2)
+        positions = fit_positions(self.pos_embed, x, self.patch_size, self.grid_size, self.dynamic_img_size)
         return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
 

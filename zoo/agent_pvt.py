@@ -34,11 +34,7 @@ def _resize_embedding(embedding: Tensor, size: tuple[int, int]) -> Tensor:
 
 @register_notrace_module
 class PatchEmbed(nn.Module):
-    """Patches, a norm and a position embedding made for ``grid_size``: [B, C, H, W] → [B, H/P, W/P, C'].
-
-    Raises:
-        ValueError: in ``forward``, for a map smaller than a patch.
-    """
+    """Patches, a norm and a position embedding made for ``grid_size``: [B, C, H, W] → [B, H/P, W/P, C']."""
 
     def __init__(self, dim: int, dim_out: int, patch_size: int, grid_size: tuple[int, int], **dd: Any) -> None:
         super().__init__()
@@ -48,11 +44,6 @@ class PatchEmbed(nn.Module):
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, *grid_size, dim_out, **dd), std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < self.patch_size:
-            size, patch = "x".join(map(str, x.shape[2:])), self.patch_size
-            raise ValueError(
-                f"a map of {size} is smaller than a patch of {patch}x{patch}; images of 32x32 and more work"
-            )
         x = self.norm(self.proj(x).permute(0, 2, 3, 1))
         return x + _resize_embedding(self.pos_embed, (x.shape[1], x.shape[2]))
 
@@ -85,6 +76,9 @@ class AgentPVT(Pyramid):
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout after projections.
         drop_path_rate: stochastic depth of the last block, growing linearly.
+
+    Raises:
+        ValueError: ``img_size`` is smaller than what a position of the last stage covers.
     """
 
     output_fmt = "NHWC"
@@ -113,7 +107,10 @@ class AgentPVT(Pyramid):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
+        self.min_img_size = patch_size * 2 ** (len(depths) - 1)  # patches beyond the last whole one are cut
         grids = [tuple(n // patch_size // 2**i for n in to_2tuple(img_size)) for i in range(len(depths))]
+        if min(grids[-1]) < 1:
+            raise ValueError(f"img_size={img_size} is smaller than the {self.min_img_size} pixels of the last patch")
         agent_grids = agent_grids or (None,) * len(depths)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
 

@@ -126,7 +126,15 @@ class BiFormer(Pyramid):
         dd = {"device": device, "dtype": dtype}
         if not len(embed_dims) == len(depths) == len(topks):
             raise ValueError(f"embed_dims={embed_dims}, depths={depths} and topks={topks} differ in length")
+        if any(dim % full_attn_heads for dim, topk in zip(embed_dims, topks, strict=True) if topk == 0):
+            raise ValueError(f"full_attn_heads={full_attn_heads} does not divide embed_dims={tuple(embed_dims)}")
+        if any(dim % head_dim for dim, topk in zip(embed_dims, topks, strict=True) if topk):
+            raise ValueError(f"head_dim={head_dim} does not divide embed_dims={tuple(embed_dims)}")
+        if full_attn_lepe not in ("x", "v"):
+            raise ValueError(f"full_attn_lepe={full_attn_lepe!r} is neither 'x' nor 'v'")
         self.in_chans = in_chans
+        if stl:
+            self.min_img_size = 4 * 2 ** (len(depths) - 1)  # its patches beyond the last whole one are cut
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         downsample = PatchDownsample if stl else ConvDownsample
 

@@ -67,7 +67,7 @@ def test_more_agents_than_trained(name: str) -> None:
 def test_an_image_smaller_than_the_patches() -> None:
     model = timm.create_model("agent_pvt_tiny").eval()
     assert model(torch.zeros(1, 3, 32, 40)).shape == (1, 1000)
-    with pytest.raises(ValueError, match="a map of 1x2 is smaller than a patch of 2x2; images of 32x32 and more work"):
+    with pytest.raises(ValueError, match="an image of 31x40 is too small; images of 32x32 and more work"):
         model(torch.zeros(1, 3, 31, 40))
 
 

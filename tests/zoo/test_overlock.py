@@ -188,5 +188,5 @@ def test_layers_are_grouped_in_the_order_of_the_forward():
 
 @pytest.mark.parametrize("name", ["depths", "focus_depths", "embed_dims"])
 def test_bad_arguments(name):
-    with pytest.raises(ValueError, match=rf"{name}=\(1, 2, 3\) has 3 entries; OverLoCK has"):
+    with pytest.raises(ValueError, match=rf"{name}="):
         timm.create_model("overlock_xt", **{name: (1, 2, 3)})

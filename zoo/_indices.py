@@ -1,0 +1,24 @@
+"""Which stages or blocks the caller means."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+
+def take_indices(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """The indices from 0 on, and the largest: the last n of ``count`` if an int, all if None, else these.
+
+    As timm's ``feature_take_indices``, which asserts where this explains.
+
+    Raises:
+        ValueError: there are no such stages, or none are named.
+    """
+    if indices is None:
+        indices = count
+    if isinstance(indices, Integral):
+        if not 0 < indices <= count:
+            raise ValueError(f"indices (out_indices) is {indices}; the last 1 to {count} can be had")
+        return list(range(count - indices, count)), count - 1
+    if not len(indices) or any(not -count <= i < count for i in indices):
+        raise ValueError(f"indices (out_indices) is {tuple(indices)}; 0 to {count - 1} can be had, at least one")
+    take = [i % count for i in indices]
+    return take, max(take)
