@@ -91,12 +91,12 @@ def _enlarged(pixels: np.ndarray, resampling: Image.Resampling) -> Image.Image:
 def _boxes(image: np.ndarray, boxes: list[Box]) -> Image.Image:
     panel = _enlarged(image, Image.Resampling.BICUBIC)
     pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
-    for *corners, caption, label in boxes:
+    for *corners, caption, label in reversed(boxes):  # the surest last, on top
         left, top, right, bottom = (round(corner * ZOOM) for corner in corners)
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=COLOURS[label], width=2)
         place = (left + 2, max(0, top - 15))
-        pen.rectangle(pen.textbbox(place, caption, font=font), fill="black")
-        pen.text(place, caption, fill=COLOURS[label], font=font)
+        pen.rectangle(pen.textbbox(place, caption, font=font), fill=COLOURS[label])
+        pen.text(place, caption, fill="black", font=font)
     return panel
 
 
@@ -108,6 +108,6 @@ def _labels(image: np.ndarray, labels: np.ndarray) -> Image.Image:
     panel = _enlarged(mixed.astype(np.uint8), Image.Resampling.NEAREST)
     pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
     for place, label in enumerate(sorted(set(np.unique(labels).tolist()) - {0})):
-        pen.rectangle((2 + 14 * place, 2, 14 + 14 * place, 16), fill="black")
-        pen.text((5 + 14 * place, 2), str(label - 1), fill=COLOURS[label - 1], font=font)
+        pen.rectangle((2 + 14 * place, 2, 14 + 14 * place, 16), fill=COLOURS[label - 1])
+        pen.text((5 + 14 * place, 2), str(label - 1), fill="black", font=font)
     return panel

@@ -14,7 +14,7 @@ default_scope = "mmseg"
 data_root = "out/toys"
 metainfo = dict(classes=("background", *"0123456789"))
 crop = 80
-epochs = 12
+epochs = 18
 
 model = dict(
     type="EncoderDecoder",
@@ -90,8 +90,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
+# The heads' initial weights are large beside the backbone's, and theirs are pretrained.
 optim_wrapper = dict(
-    type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.02), clip_grad=dict(max_norm=5)
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=5e-3, weight_decay=0.02),
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.4))),
+    clip_grad=dict(max_norm=5),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.05, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
