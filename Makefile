@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults fuzz
+.PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults fuzz browser app-picture
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -43,8 +43,17 @@ demo: $(VENV)/.installed-train
 demo-dense: $(VENV)/.installed-train $(VENV)/.installed-mm
 	$(BIN)/attnzoo demo-dense
 
+# For the tests of attnzoo app; without it they are skipped.
+browser:
+	@command -v chromium >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get -qq update && apt-get -qq install -y chromium; } >/dev/null 2>&1 || \
+	  echo "make: no browser, the tests of the page are skipped; apt-get install chromium"
+
+app-picture: browser $(VENV)/.installed-dev
+	$(BIN)/python tests/app/picture.py docs/app.png
+
 # Triton interprets or compiles, once a process: the fused kernels' tests run by themselves.
-test: $(VENV)/.installed-dev $(VENV)/.installed-mm $(VENV)/.installed-mmpretrain
+test: browser $(VENV)/.installed-dev $(VENV)/.installed-mm $(VENV)/.installed-mmpretrain
 	$(BIN)/python -m pytest -n $(JOBS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interp -n $(JOBS)
 	$(BIN)/python -m pytest tests/aot
@@ -66,6 +75,25 @@ faults: $(VENV)/.installed-dev
 FUZZ_SECONDS ?= 3600
 fuzz: $(VENV)/.installed-dev
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz --timeout 0 --fuzz-results results/fuzz.json
+
+# Known vulnerabilities of the locked packages; status 2 where the advisories cannot be had.
+audit: $(VENV)/.installed-dev
+	@$(BIN)/python tests/audit.py
+
+# The software bill of materials of the environment that is built here.
+sbom: $(VENV)/.installed-dev
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom.cdx.json $(BIN)/python
+
+# Renews the locked development environment (make audit, SECURITY.md); downloads a few gigabytes.
+lock: $(BIN)/python
+	PIP_CONFIG_FILE=/dev/null $(BIN)/python -m pip lock --quiet --only-binary :all: \
+	  --index-url https://pypi.org/simple --output pylock.dev.toml ".[dev]"
+
+# Every supported Python that is here, with the oldest and the newest torch and timm; CELLS narrows it.
+matrix: $(BIN)/python
+	@$(BIN)/python tests/matrix.py $(CELLS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/attnzoo table --output docs/models.md

@@ -81,6 +81,9 @@ def tiled_dynamic_conv(
     matrix = math.prod(axis.queries.size * axis.keys.shape[1] for axis in (_axis(*rows), _axis(*cols)))
     matrix *= x.element_size()
 
+    if x.dtype == torch.float64:
+        weight = weight.to(x.dtype)  # its softmax is computed in float64 too
+
     spread = _spread if is_traced(x) or torch.is_grad_enabled() else _Buffer()
 
     def aggregate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -130,6 +130,7 @@ class Pyramid(Backbone):
     def _set_pool(self, global_pool: str) -> None:
         if global_pool not in _POOLS:
             raise ValueError(f"global_pool is {global_pool!r}; one of {', '.join(map(repr, _POOLS))} works")
+        self._is_pooled = bool(global_pool)
         self.global_pool = SelectAdaptivePool2d(
             pool_type=f"fast{global_pool}" if global_pool else "", flatten=bool(global_pool), input_fmt=self.output_fmt
         )
@@ -214,6 +215,11 @@ class Pyramid(Backbone):
         return take
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Final features → logits [B, num_classes], or the pooled features the classifier would read."""
+        """Final features → logits [B, num_classes], or the pooled features the classifier would read.
+
+        Without pooling there are logits at every position, in the map's format.
+        """
         x = self.head_drop(self.global_pool(self.head_proj(x)))
+        if not (pre_logits or self._is_pooled) and self.num_classes and self.output_fmt == "NCHW":
+            return self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x if pre_logits else self.head(x)

@@ -52,7 +52,7 @@ def load_class_map(name: str) -> dict[str, int]:
 def _from_json(name: str, text: str) -> dict[str, int]:
     try:
         content: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"class map {name} is no valid JSON: {error}") from None
     if isinstance(content, list):
         return _numbered(name, content)

@@ -14,6 +14,9 @@ from .schema import Recipe
 
 RECIPES = Path(__file__).parents[2] / "configs" / "classification"
 
+# YAML also raises ValueError, for a date such as 2026-99-99, and runs out of stack in deep nesting.
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
 # What may differ between a run and its resumption: nothing that changes the weights.
 FREE_KEYS = ("data.workers", "checkpoint.every_epochs", "checkpoint.every_updates", "checkpoint.keep", "tensorboard")
 
@@ -94,7 +97,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no keys; a recipe needs at least model.name and data.source")
@@ -107,7 +110,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"--set {text!r}: write it as key=value, as optimizer.lr=0.001")
     try:
         tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except _NO_YAML as error:
         raise UserError(f"--set {text!r}: the value is not YAML") from error
     for part in reversed(name.strip().split(".")):
         tree = {part: tree}
@@ -166,9 +169,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     elif hint is float and not isinstance(value, bool) and isinstance(value, (int, float, str)):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
-    elif (hint is int and type(value) is int) or (hint in (str, bool) and type(value) is hint):
+    elif (hint is int and type(value) is int and abs(value) < 2**63) or (hint in (str, bool) and type(value) is hint):
         return value
     raise UserError(f"{where} is {value!r}; {_type_name(hint)} is needed")
 
