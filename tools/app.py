@@ -47,8 +47,13 @@ def run(args: argparse.Namespace) -> int:
             if not _is_loopback(args.host):
                 print(f"attnzoo app: anyone who reaches {args.host}:{args.port} can use this page", file=sys.stderr)
             print(f"{address} (Ctrl-C ends it)", flush=True)
-            threading.Event().wait()
+            wait()
     return 0
+
+
+def wait() -> None:
+    """Does not return; the server has threads of its own."""
+    threading.Event().wait()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

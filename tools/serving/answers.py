@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...weights import CheckpointError
 from ..cli import UserError
-from .gallery import Exhibit, Gallery, Source
+from .gallery import Gallery, Source
 from .look import classify, overlay, view
 
 Pixel = tuple[float, float]
@@ -40,7 +40,18 @@ class Choice:
     model: str | None
     layer: str | None = None
     checkpoint: str | None = None
-    classes: float | None = None
+    classes: str | None = None
+
+    def source(self) -> Source:
+        """What is to be loaded.
+
+        Raises:
+            UserError: there is no such model, or the number of classes is none.
+        """
+        text = (self.classes or "").strip()
+        if text and not text.isdecimal():
+            raise UserError(f"{text!r} is no number of classes; 1000 works, or nothing for the model's own")
+        return Source.of(self.model or "", self.checkpoint, int(text) if text else None)
 
 
 def answer(gallery: Gallery, image: Image.Image | None, point: Pixel | None, choice: Choice) -> Answer:
@@ -51,8 +62,7 @@ def answer(gallery: Gallery, image: Image.Image | None, point: Pixel | None, cho
     if not choice.model:
         return Answer()
     try:
-        classes = None if choice.classes is None else int(choice.classes)
-        exhibit = gallery.get(Source.of(choice.model, choice.checkpoint, classes))
+        exhibit = gallery.get(choice.source())
     except (UserError, CheckpointError) as error:
         return Answer(note=line(error, "error"))
     layer = choice.layer if choice.layer in exhibit.layers else exhibit.layer
@@ -76,8 +86,7 @@ def clicked(gallery: Gallery, image: Image.Image, at: Pixel, choice: Choice) -> 
         UserError: there is no such model.
         CheckpointError: its weights cannot be read.
     """
-    exhibit: Exhibit = gallery.get(Source.of(choice.model or "", choice.checkpoint, choice.classes))
-    x, y = view(image, exhibit).outside(at)
+    x, y = view(image, gallery.get(choice.source())).outside(at)
     return min(max(x, 0), image.width - 1), min(max(y, 0), image.height - 1)
 
 

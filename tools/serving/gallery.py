@@ -167,7 +167,7 @@ def _load(source: Source) -> Exhibit:
 
 
 def _classes(subject: Subject) -> list[str] | None:
-    """ImageNet's names by the number of outputs, with the index (two of them are cranes); the digits' by the tag."""
+    """The digits' names by the tag, ImageNet's by the number of outputs; with the index, since two are cranes."""
     if subject.weights.get("tag") == "digits":
         return [f"digit {name}" for name in DIGITS]
     count = subject.model.num_classes
@@ -175,7 +175,7 @@ def _classes(subject: Subject) -> list[str] | None:
     if subset is None:
         return None
     info = ImageNetInfo(subset)
-    return [f"{info.index_to_description(index)} ({index})" for index in range(count)]
+    return [f"{info.index_to_description(index).partition(',')[0]} ({index})" for index in range(count)]
 
 
 def _note(source: Source, subject: Subject) -> str:
@@ -186,4 +186,4 @@ def _note(source: Source, subject: Subject) -> str:
         if subset := infer_imagenet_subset({"num_classes": subject.model.num_classes}):
             names = f" Its {subject.model.num_classes} classes are named as those of {subset}."
         return f"Weights: {Path(source.checkpoint).name}.{names}"
-    return f"Weights: {subject.weights['tag']}, {subject.weights['origin']}."
+    return f"Weights: {subject.name}, {subject.weights['origin']}."

@@ -104,9 +104,15 @@ def view(photograph: Image.Image, exhibit: Exhibit) -> View:
 
 
 def _box(size: tuple[int, int], wanted: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
+    """In pixels of the photograph, what is left after it was resized and cropped, both to whole pixels."""
     scale = max(floor(side / crop) / own for side, own in zip(wanted, size, strict=True))
-    half = [side / scale / 2 for side in wanted]
-    return (size[0] / 2 - half[0], size[1] / 2 - half[1], size[0] / 2 + half[0], size[1] / 2 + half[1])
+    edges = []
+    for side, own in zip(wanted, size, strict=True):
+        resized = floor(own * scale + 1e-6)
+        start = round((resized - side) / 2)
+        edges.append((start * own / resized, (start + side) * own / resized))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
 
 
 def classify(exhibit: Exhibit, seen: View) -> dict[str, float]:

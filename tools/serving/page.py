@@ -117,11 +117,12 @@ class Page:
             label="Where the pixel looks", format="png", interactive=False, buttons=[], elem_id=f"{name}-drawing"
         )
         note = gr.HTML(elem_id=f"{name}-note", elem_classes="note")
-        top = gr.Label(label="Best five classes", num_top_classes=5, elem_id=f"{name}-top")
+        top = gr.Label(label="Best five classes", show_heading=False, num_top_classes=5, elem_id=f"{name}-top")
         with gr.Accordion("Weights from a checkpoint file", open=bool(file)):
             checkpoint = gr.File(value=file, label="Checkpoint", height=110, elem_id=f"{name}-checkpoint")
             label = "Classes of its classifier (the model's, if empty)"
-            classes = gr.Number(value=count, label=label, precision=0, elem_id=f"{name}-classes")
+            # A gr.Number turns from empty to 0 when the accordion is opened.
+            classes = gr.Textbox(value=str(count or ""), label=label, max_lines=1, elem_id=f"{name}-classes")
         return Side(model, layer, checkpoint, classes, drawing, note, top)
 
     def _connect(self, photograph: Any, message: Any, x: Any, y: Any, first: Side, second: Side) -> None:
@@ -148,7 +149,7 @@ class Page:
         model: str | None,
         layer: str | None = None,
         checkpoint: str | None = None,
-        classes: float | None = None,
+        classes: str | None = None,
     ) -> tuple:
         choice = Choice(model, layer, checkpoint, classes)
         try:

@@ -17,7 +17,7 @@ POLICY = (
     "object-src 'none'; frame-ancestors 'none'"
 )
 # Read by Gradio and huggingface_hub when they are imported.
-_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 LARGEST_UPLOAD = "2gb"
 
 
