@@ -3,10 +3,20 @@
 import errno
 import os
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from ..weights.writer import sync
 from .cli import UserError
+
+_reading_umask = threading.Lock()
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -46,7 +56,27 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {full}") from None
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in this block for the same folder; leaves no file behind.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    # It can only be read by setting it, for all threads.
+    with _reading_umask:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import UserError
-from ..files import write_atomic
+from ..files import alone_in, write_atomic
 
 FORMAT = "attnzoo-eval/1"
 
@@ -83,7 +83,8 @@ class ResultsFile:
             return
         if results["status"] == "partial":
             write_atomic(self.state_path, text.encode())
-        self._write_row(results)
+        with alone_in(self.path.parent):  # other runs may write rows of theirs to the same file
+            self._write_row(results)
         if results["status"] == "complete":
             self.state_path.unlink(missing_ok=True)
 
