@@ -1,13 +1,15 @@
 """``attnzoo bench ops``, ``models`` and ``docs``: what is checked before it is timed, and what is written."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 
-from attnzoo.tools.benchmarks import docs, ops, timing
+from attnzoo.tools.benchmarks import docs, ops, peers, published, timing
 from attnzoo.tools.benchmarks.cases import CASES, OPS, Case
 from attnzoo.tools.benchmarks.check import TOLERANCES, Truth
 from attnzoo.tools.benchmarks.models import MODELS, TIMM_MODELS
@@ -39,6 +41,35 @@ def test_every_form_computes_the_op(case):
     found = errors(case, torch.float32, backward=False)
     assert {"torch", "reference"} < found.keys()
     assert max(found.values()) <= TOLERANCES["float32"], found
+
+
+def natten_scores(q, k, bias, kernel_size, dilation):
+    """What natten 0.14's natten2dqkrpb is documented to return: ``[B, heads, H, W, K * K]``, not scaled."""
+    index, offsets = published.square_windows(q.shape[2], kernel_size, dilation, q.device)
+    scores = torch.einsum("bhnd,bhnkd->bhnk", q.flatten(2, 3), k.flatten(2, 3)[:, :, index])
+    return (scores + bias.flatten(1)[:, offsets]).unflatten(2, q.shape[2:4])
+
+
+def natten_values(weights, v, kernel_size, dilation):
+    index, _ = published.square_windows(v.shape[2], kernel_size, dilation, v.device)
+    return torch.einsum("bhnk,bhnkd->bhnd", weights.flatten(2, 3), v.flatten(2, 3)[:, :, index]).view(v.shape)
+
+
+def test_natten_with_the_bias_computes_the_op(monkeypatch):
+    functional = SimpleNamespace(natten2dqkrpb=natten_scores, natten2dav=natten_values)
+    monkeypatch.setitem(sys.modules, "natten", SimpleNamespace(functional=functional))
+    monkeypatch.setitem(sys.modules, "natten.functional", functional)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.14.6")
+    ((name, peer),) = peers.natten_peer().items()
+    assert name in CASES[0].goals and not peer.without
+    case = CHEAPEST["neighborhood_attention"]
+    inputs = case.draw(2, torch.float32, CPU)
+    assert Truth(case, inputs, False).error(peer.build, inputs, lambda run: run) <= TOLERANCES["float32"]
+
+
+def test_natten_of_today_takes_no_bias(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.21.7")
+    assert peers.natten_peer()["natten"].without == ("rel_pos_bias",)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -231,7 +262,7 @@ def test_docs_say_what_was_not_measured(tmp_path):
     root = Path(docs.__file__).parents[2]
     (tmp_path / "cpu-ops.json").write_bytes((root / "results" / "cpu-ops.json").read_bytes())
     text = docs.document(tmp_path)
-    assert "No GPU was to be had" in text and "## Models" not in text
+    assert "No GPU was to be had" in text and "## Models" not in text and "beside NATTEN" not in text
     report = json.loads((tmp_path / "cpu-ops.json").read_text())
     for _, _, aim, measured in docs.goals(report):
         assert (f"at least {aim:g} is the goal: **not reached**" in text) or measured >= aim

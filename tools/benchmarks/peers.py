@@ -1,5 +1,6 @@
 """What the ops are timed against: the published forms, PyTorch's own attention, and NATTEN where it is installed."""
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,17 @@ class Peer:
         return importlib.util.find_spec(self.package) is not None
 
 
+def natten_peer() -> dict[str, Peer]:
+    """The installed natten, if any: up to 0.14 two compiled steps with the bias, today one function without."""
+    try:
+        version = importlib.metadata.version("natten")
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    if version.startswith("0.14."):
+        return {f"natten {version} (C++)": Peer(_natten_steps, package="natten")}
+    return {"natten": Peer(_natten, package="natten", without=("rel_pos_bias",), cpu_backward=False)}
+
+
 def _natten(inputs: Inputs) -> Form:
     from natten import na2d
 
@@ -44,6 +56,19 @@ def _natten(inputs: Inputs) -> Form:
     return Form(
         lambda q, k, v: na2d(q, k, v, kernel_size=kernel_size, dilation=dilation), tuple(inputs[name] for name in "qkv")
     )
+
+
+def _natten_steps(inputs: Inputs) -> Form:
+    """Neighborhood attention as the modules of natten 0.14 compute it, given what they copy: heads before space."""
+    from natten.functional import natten2dav, natten2dqkrpb
+
+    window, scale = (inputs["kernel_size"], inputs["dilation"]), inputs["q"].shape[-1] ** -0.5
+
+    def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return natten2dav(natten2dqkrpb(q * scale, k, bias, *window).softmax(-1), v, *window)
+
+    maps = (inputs[name].permute(0, 3, 1, 2, 4).contiguous() for name in "qkv")
+    return Form(run, (*maps, inputs["rel_pos_bias"]), lambda out: out.permute(0, 2, 3, 1, 4))
 
 
 def _dense_mask(inputs: Inputs) -> Form:
@@ -114,7 +139,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "gather": Peer(published.gathered_windows),
         "SDPA, dense mask": Peer(_dense_mask),
         "flex_attention": Peer(_flex, compiled=True, cpu_backward=False),
-        "natten": Peer(_natten, package="natten", without=("rel_pos_bias",), cpu_backward=False),
+        **natten_peer(),
     },
     "bi_level_routing_attention": {"published": Peer(published.routing)},
     "large_kernel_attention": {"published": Peer(published.large_kernel)},
