@@ -38,8 +38,8 @@ What the goals below are, and what they are not: they were set by timings of who
 machine with little else to do, while each run here says its own threads and load, and times the op alone. The goal of
 causal flow attention was set for its largest product, Sparsifiner's for its layer with the predictor of connections.
 NATTEN 0.14.6's own CPU kernels were measured in runs of their own, forward only: compiled to run on as many threads as
-the other forms, and, as its own build leaves them, on one. Nothing stands here for a mode (backward, torch.compile, more
-threads) that has no section.
+the other forms, and, as its own build leaves them, on one. Nothing stands here for a mode (backward, torch.compile,
+more threads) that has no section.
 """
 
 _NO_GPU = """## On a GPU
@@ -55,9 +55,9 @@ values were copied into its layout, and the result out of it, outside the timing
 (see the load average); to have its cores, the process ran at real-time priority (`chrt -f 10`).
 """
 
-_NATTEN_SERIAL = """The same kernels without `-fopenmp`: they run on one thread, whatever is asked for, while all other
-forms run on two. NATTEN's `setup.py` compiles them so (and without AVX2), and the goals seem to have been set by such a
-build; the two sections before compare like with like.
+_NATTEN_SERIAL = """The same kernels without `-fopenmp`: they run on one thread, whatever is asked for, while all
+other forms run on two. NATTEN's `setup.py` compiles them so (and without AVX2), and the goals seem to have been set by
+such a build; the two sections before compare like with like.
 """
 
 
