@@ -75,6 +75,9 @@ class AgentCSWin(Pyramid):
         drop_rate: dropout before the classifier.
         proj_drop_rate: dropout after projections.
         drop_path_rate: stochastic depth of the last block, growing linearly.
+
+    Raises:
+        ValueError: ``img_size`` is smaller than the stem.
     """
 
     output_fmt = "NHWC"
@@ -107,6 +110,8 @@ class AgentCSWin(Pyramid):
         self.in_chans = in_chans
         dims = [embed_dim * 2**i for i in range(len(depths))]
         grids = _grids(img_size, len(depths))
+        if min(grids[0]) < 1:
+            raise ValueError(f"img_size={img_size} is smaller than the {self.min_img_size} pixels of the stem")
         agent_grids = agent_grids or (None,) * len(num_agents)
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
 

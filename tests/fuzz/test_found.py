@@ -14,6 +14,7 @@ from attnzoo.tools.training.config import load_recipe
 
 REFUSED = [
     ("agent_pvt_tiny", {"img_size": (64, 1)}, "img_size"),
+    ("agent_cswin_tiny", {"img_size": 1}, "img_size"),
     ("agent_swin_tiny", {"num_agents": (9, 16)}, "num_agents"),
     ("agent_pvt_tiny", {"agent_grids": ((2, 2),)}, "agent_grids"),
     ("agent_deit_tiny", {"patch_size": 0}, "patch_size"),
@@ -34,6 +35,8 @@ REFUSED = [
     ("vit_small_gqa", {"depth": -1}, "depth"),
     ("van_b0", {"features_only": True, "out_indices": (0, 4)}, "out_indices"),
     ("vit_small_gqa", {"features_only": True, "out_indices": 0}, "out_indices"),
+    ("van_b0", {"features_only": True, "out_indices": (2, 0)}, "out_indices.*rising"),
+    ("flowformer", {"features_only": True, "out_indices": (1, -3)}, "out_indices.*rising"),
 ]
 
 
