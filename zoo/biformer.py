@@ -130,6 +130,8 @@ class BiFormer(Pyramid):
             raise ValueError(f"full_attn_heads={full_attn_heads} does not divide embed_dims={tuple(embed_dims)}")
         if any(dim % head_dim for dim, topk in zip(embed_dims, topks, strict=True) if topk):
             raise ValueError(f"head_dim={head_dim} does not divide embed_dims={tuple(embed_dims)}")
+        if any(topk > num_regions**2 for topk in topks):
+            raise ValueError(f"topks={tuple(topks)} exceeds the {num_regions**2} regions of num_regions={num_regions}")
         if full_attn_lepe not in ("x", "v"):
             raise ValueError(f"full_attn_lepe={full_attn_lepe!r} is neither 'x' nor 'v'")
         self.in_chans = in_chans

@@ -21,6 +21,7 @@ REFUSED = [
     ("biformer_tiny", {"full_attn_heads": 5}, "full_attn_heads"),
     ("biformer_tiny", {"full_attn_lepe": "q"}, "full_attn_lepe"),
     ("biformer_tiny", {"head_dim": 7}, "head_dim"),
+    ("biformer_tiny", {"num_regions": 1}, "num_regions"),
     ("flowformer", {"num_heads": 0}, "num_heads"),
     ("l2vit_tiny", {"drop_path_rate": float("nan")}, "drop_path_rate"),
     ("mavit_tiny", {"depths": ()}, "depths"),
