@@ -1,6 +1,7 @@
 """Rules of the layout: what is packaged, which folder may import which, and where checkpoints are opened."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_dependencies_point_one_way(folder: str) -> None:
         if path.relative_to(ROOT).parts[0] == folder and _imported(path) - allowed
     }
     assert not wrong
+
+
+def test_the_clone_hides_no_package_of_the_same_name() -> None:
+    """Python started in the clone's root: transformers tries ``import kernels`` and looks for a version."""
+    code = "import kernels; assert not hasattr(kernels, 'explain') and not hasattr(kernels, '__version__')"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_layers_and_zoo_know_nothing_of_triton() -> None:
