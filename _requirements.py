@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import re
+import sys
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 
 # As in pyproject.toml, which only an installer reads: what is installed may have changed since.
 LEAST = {"torch": "2.10", "torchvision": "0.25", "timm": "1.0.26", "safetensors": "0.5"}
@@ -17,11 +19,16 @@ def check_versions() -> None:
 
     Raises:
         ImportError: one line that names each package that is missing or too old, and the command that mends it.
+        SystemExit: the same, as bad input, in the ``attnzoo`` command.
     """
     problems = {name: problem for name, least in LEAST.items() if (problem := _problem(name, least))}
     if problems:
         wanted = " ".join(f"'{name}>={LEAST[name]}'" for name in problems)
-        raise ImportError(f"attnzoo cannot run: {'; '.join(problems.values())}; pip install --upgrade {wanted}")
+        said = f"attnzoo cannot run: {'; '.join(problems.values())}; pip install --upgrade {wanted}"
+        if sys.argv and Path(sys.argv[0]).stem == "attnzoo":
+            sys.stderr.write(f"{said}\n")
+            raise SystemExit(2)
+        raise ImportError(said)
 
 
 @cache

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
@@ -118,7 +119,7 @@ def _pull(args: argparse.Namespace) -> int:
     entry = find(args.name)
     with _progress(entry.id) as progress:
         path = fetch(entry, args.cache_dir, args.offline, progress)
-    _check(path)
+    cache.check_keys(path, entry, _read(path, entry)[1])
     print(path)
     return EXIT_OK
 
@@ -141,16 +142,16 @@ def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
             bar.stop()
 
 
-def _check(path: Path) -> str:
-    """Read a file as the models would; says what it holds."""
+def _read(path: Path, entry: Entry | None) -> tuple[str, dict[str, torch.Tensor]]:
+    """Read a file as the models would; what it holds, in words and as tensors."""
     checkpoint = read_checkpoint(path)
     try:
-        state_dict, where = unwrap(checkpoint)
+        state_dict, where = unwrap(checkpoint, key if (key := entry and entry.top_level_key) in checkpoint else None)
         check_finite(state_dict)
     except CheckpointError as error:
         raise CheckpointError(error.problem, path) from None
     values = sum(tensor.numel() for tensor in state_dict.values())
-    return f"{len(state_dict)} tensors, {values / 1e6:.2f} M values, from {where}"
+    return f"{len(state_dict)} tensors, {values / 1e6:.2f} M values, from {where}", state_dict
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -158,13 +159,14 @@ def _verify(args: argparse.Namespace) -> int:
     for name in args.names:
         try:
             path, entry = _cached(name, args.cache_dir)
-            content = _check(path)
+            content, state_dict = _read(path, entry)
             # All of it is hashed: the marker that makes everyday use cheap proves nothing here.
             if entry is None:
                 sha256 = cache.file_sha256(path)
                 entry = next((known for known in entries() if sha256 == known.sha256), None)
             else:
                 sha256 = cache.verify(path, entry)
+                cache.check_keys(path, entry, state_dict)
             origin = f" (published as {entry.id})" if entry else ""
             print(f"{path}: good{origin}, {content}, SHA-256 {sha256}")
         except CheckpointError as error:
@@ -192,7 +194,6 @@ def _convert(args: argparse.Namespace) -> int:
     out = _checked_out(args)
     sniff(args.file)
     import timm
-    import torch
 
     from .. import zoo  # noqa: F401  registers the models
 

@@ -143,6 +143,8 @@ def test_versions_that_do_not_fit(tmp_path, versions, said):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"ImportError: attnzoo cannot run: {said}"
     assert "torch/" not in done.stderr  # nothing was imported that would fail deep inside
+    command = python("import sys; sys.argv[0] = '/usr/bin/attnzoo'; import attnzoo", tmp_path)
+    assert (command.returncode, command.stderr) == (2, f"attnzoo cannot run: {said}\n")
 
 
 @pytest.mark.fault(44)

@@ -1,5 +1,6 @@
 """``attnzoo weights``: its output, its one-line errors and its exit statuses."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -115,6 +116,15 @@ def test_verify_finds_a_flipped_bit_in_the_cache(attnzoo, served, tmp_path):
     assert (status, out) == (2, "")
     assert f"{path}: has SHA-256 " in error
     assert path.exists()
+
+
+def test_verify_holds_a_file_to_the_names_in_the_manifest(attnzoo, served, tmp_path, monkeypatch):
+    attnzoo("pull", "net.in1k", "--cache-dir", tmp_path)
+    other = dataclasses.replace(served, keys_sha256="0" * 64)
+    monkeypatch.setattr(manifest, "entries", lambda: (other,))
+    status, out, error = attnzoo("verify", "net.in1k", "--cache-dir", tmp_path)
+    assert (status, out) == (2, "")
+    assert "holds other names, shapes or dtypes than before" in error
 
 
 def test_verify_of_what_is_not_there_names_the_place_and_the_command(attnzoo, tmp_path):
