@@ -13,6 +13,7 @@ from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels import sparse_attention
+from ..kernels.sparse import largest_entries, top_mask
 
 
 def resample_tokens(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -146,11 +147,15 @@ class ConnectivityPredictor(nn.Module):
             return coefs * (coefs > self.basis_coef_threshold)
         if self.basis_coef_topk is None:
             return coefs
+        if (mask := top_mask(coefs, self.basis_coef_topk)) is not None:
+            return coefs * mask
         values, places = coefs.topk(self.basis_coef_topk, dim=-1)
         return torch.zeros_like(coefs).scatter_(-1, places, values)
 
     def select(self, scores: Tensor, keep: Tensor | None = None, num_kept: int | None = None) -> Tensor:
         """What the patches attend to: columns, int64 [B, heads, N - 1, budget], or a bool mask [B, heads, N - 1, N].
+
+        Which of the two is up to what is faster there; a threshold always makes a mask.
 
         Args:
             scores: of :meth:`estimate`.
@@ -166,7 +171,7 @@ class ConnectivityPredictor(nn.Module):
         budget = math.ceil(self.attn_keep_rate * scores.shape[-1])
         if num_kept is not None:
             budget = min(budget, num_kept)
-        return scores.topk(budget, dim=-1, sorted=False).indices
+        return largest_entries(scores, budget)
 
 
 class SparsifinerAttention(nn.Module):

@@ -9,6 +9,7 @@ from parity import relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnzoo.kernels import sparse_attention, use_backend
+from attnzoo.kernels.sparse import largest_entries, top_mask
 
 BACKENDS = ["reference", "torch"]
 
@@ -148,3 +149,27 @@ def test_other_errors():
         sparse_attention(q, k, v, mask, bias=torch.zeros(2, 2, 5, 7))
     with pytest.raises(ValueError, match="bias must be"):
         sparse_attention(q, k, v, mask, bias=torch.zeros(2, 2, 5, 6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("keys", "budget"), [(40, 1), (40, 10), (40, 40), (100, 4)])
+def test_the_largest_entries_are_those_of_topk(dtype, keys, budget):
+    scores = torch.stack([torch.randperm(keys) for _ in range(12)]).view(2, 3, 2, keys).to(dtype)
+    found = largest_entries(scores.requires_grad_(), budget)
+    as_columns = dtype == torch.bfloat16 or budget * 24 <= keys
+    assert found.dtype == (torch.int64 if as_columns else torch.bool)
+    assert torch.equal(as_mask(found, keys) if as_columns else found, as_mask(scores.topk(budget).indices, keys))
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 1.0, 2.0], [math.inf, -math.inf, -math.inf, 0.0]])
+def test_equal_entries_do_not_exceed_the_budget(values):
+    scores = torch.tensor(values).expand(1, 1, 5, 4)
+    assert top_mask(scores, 3) is None
+    found = as_mask(largest_entries(scores, 3), 4)
+    assert (found.sum(-1) == 3).all()
+    assert found[..., [0, 3]].all()
+
+
+def test_an_entry_that_is_not_a_number_is_kept():
+    scores = torch.tensor([0.1, math.nan, 0.3, 0.2]).view(1, 1, 1, 4)
+    assert largest_entries(scores, 2).flatten().tolist() in ([False, True, True, False], [1, 2], [2, 1])
