@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: coverage audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults fuzz browser app-picture
+.PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults fuzz browser app-picture
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -52,20 +52,13 @@ browser:
 app-picture: browser $(VENV)/.installed-dev
 	$(BIN)/python tests/app/picture.py docs/app.png
 
-# The folders of tests that make test traces to print its coverage figures (make coverage: all).
-MEASURED := tests/kernels tests/layers tests/weights tests/fuzz tests/concurrency tests/tools
-
-# Triton interprets or compiles, once a process: the fused kernels' tests run by themselves.
+# Triton interprets or compiles, once a process: the fused kernels' tests run by themselves. Those are not traced for
+# coverage, nor are the tests whose time goes to PyTorch's compilers.
 test: browser $(VENV)/.installed-dev $(VENV)/.installed-mm $(VENV)/.installed-mmpretrain
-	$(BIN)/python -m pytest -n $(JOBS) $(addprefix --ignore=,$(MEASURED))
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interp -n $(JOBS)
 	$(BIN)/python -m pytest tests/aot
-	$(BIN)/python -m pytest $(MEASURED) -n $(JOBS) --cov --cov-report=json:build/coverage.json
-	@echo "coverage by $(MEASURED):" && $(BIN)/python tests/coverage_table.py build/coverage.json
-
-# By all of them; tracing takes about half as long again as the tests themselves.
-coverage: $(VENV)/.installed-dev $(VENV)/.installed-mm $(VENV)/.installed-mmpretrain
-	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=json:build/coverage.json
+	$(BIN)/python -m pytest -m compiles -n $(JOBS)
+	$(BIN)/python -m pytest -m "not compiles" -n $(JOBS) --cov --cov-report=json:build/coverage.json
 	@$(BIN)/python tests/coverage_table.py build/coverage.json
 
 lint: $(VENV)/.installed-dev

@@ -70,3 +70,8 @@ def is_traced(x: torch.Tensor) -> bool:
     """Whether a program is being recorded from ``x`` (torch.compile, torch.export, fake tensors): nothing that
     depends on it may be cached, and its batch may stand for any."""
     return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def may_overwrite(x: torch.Tensor) -> bool:
+    """Whether results computed from ``x`` may be overwritten: eager code without gradients."""
+    return not torch.is_grad_enabled() and not is_traced(x)

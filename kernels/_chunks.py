@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from ._checks import is_traced
+from ._checks import is_traced, may_overwrite
 
 CHUNK_BYTES = 2**21
 
@@ -29,4 +29,16 @@ def in_chunks(
     if images >= first.shape[0]:
         return attend(*tensors)
     # split, not slices: its gradient is one concatenation.
-    return torch.cat([attend(*chunk) for chunk in zip(*(x.split(images) for x in tensors), strict=True)])
+    results = (attend(*chunk) for chunk in zip(*(x.split(images) for x in tensors), strict=True))
+    return _joined(results, first.shape[0]) if may_overwrite(first) else torch.cat(list(results))
+
+
+def _joined(results: Iterable[torch.Tensor], batch: int) -> torch.Tensor:
+    """The results one after another in a tensor of their own, each put there before the next is made."""
+    start = 0
+    for result in results:
+        if not start:
+            joined = result.new_empty(batch, *result.shape[1:])
+        joined[start : start + len(result)] = result
+        start += len(result)
+    return joined

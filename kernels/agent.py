@@ -7,11 +7,18 @@ There is no Triton implementation: the two scaled-dot-product attentions of the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_qkv, checked_scale, compute_dtype
+from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
 from .dispatch import Implementation, Op
+
+# PyTorch's attention on a CPU takes the keys by vectors of 16, the rest one by one, which for a few keys is most of the
+# time. From 32 keys on it no longer matters.
+_LANES = 16
+_FEW_AGENTS = 32
 
 
 def agent_attention(
@@ -131,7 +138,23 @@ def _torch(
     """Two scaled-dot-product attentions, whose biases stay broadcast over the batch."""
     q, k, v, agent = (x.transpose(1, 2) for x in (q, k, v, agent))
     gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, q.dtype), scale=scale)
-    return F.scaled_dot_product_attention(q, agent, gathered, _mask(query_bias, q.dtype), scale=scale).transpose(1, 2)
+    mask = _mask(query_bias, q.dtype)
+    count = agent.shape[2]
+    if count < _FEW_AGENTS and count % _LANES and q.device.type == "cpu" and may_overwrite(q):
+        agent, gathered, mask = _whole_vectors(agent, gathered, mask)
+    return F.scaled_dot_product_attention(q, agent, gathered, mask, scale=scale).transpose(1, 2)
+
+
+def _whole_vectors(
+    agent: torch.Tensor, gathered: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Agents that nothing attends to, up to a multiple of the vector's length: PyTorch handles a rest one by one."""
+    rest = -agent.shape[2] % _LANES
+    if mask is None:
+        mask = agent.new_zeros(1, 1, 1, agent.shape[2])
+    elif mask.shape[-1] == 1:
+        mask = mask.expand(*mask.shape[:-1], agent.shape[2])
+    return F.pad(agent, (0, 0, 0, rest)), F.pad(gathered, (0, 0, 0, rest)), F.pad(mask, (0, rest), value=-math.inf)
 
 
 def _mask(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

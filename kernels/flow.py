@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ._checks import may_overwrite
 from ._cross import check_cross_qkv
 from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
@@ -132,7 +133,8 @@ def _non_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, o
     sink = flow(q, k.transpose(-1, -2) @ outgoing)
     source = flow(k, q.transpose(-1, -2) @ incoming).clamp(-1, 1)
     state = k.transpose(-1, -2) @ (v * (source.softmax(-2) * length))
-    return q @ state * (incoming * (sink * (q.shape[-2] / length)).sigmoid())
+    out, factor = q @ state, incoming * (sink * (q.shape[-2] / length)).sigmoid()
+    return out.mul_(factor) if may_overwrite(out) else out * factor
 
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float) -> torch.Tensor:

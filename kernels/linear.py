@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ._checks import check_qkv, checked_scale, compute_dtype
+from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
 from ._linear import by_images, in_full_precision
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
@@ -175,6 +175,8 @@ def _magnitude_aware_reference(
 
 def _features(x: torch.Tensor) -> torch.Tensor:
     """elu(x) + 1, without elu's slow expm1; x minus its relu, unlike a clamp, has elu's gradient at zero."""
+    if may_overwrite(x):
+        return x.clamp_max(0).exp_().add_(x.relu())
     positive = x.relu()
     return (x - positive).exp_() + positive
 
@@ -193,7 +195,10 @@ def _magnitude_aware_torch(
         q, k = _features(q), _features(k)
         z = q @ (k.mean(-2) * scale).unsqueeze(-1)
         state = turn(k).transpose(-1, -2) @ v * (scale / k.shape[-2])
-        return torch.addcmul((turn(q) @ state) * (1 + 1 / (z + eps)), z, v.mean(-2, keepdim=True), value=-1)
+        out, mean = turn(q) @ state, v.mean(-2, keepdim=True)
+        if may_overwrite(out):
+            return out.mul_((z + eps).reciprocal_().add_(1)).addcmul_(z, mean, value=-1)
+        return torch.addcmul(out * (1 + 1 / (z + eps)), z, mean, value=-1)
 
     return by_images(run, q, k, v)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from ._checks import may_overwrite
+
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turns each channel pair (j, j + D / 2) by its angle.
@@ -29,6 +31,12 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     if x.shape[-1] % 2:
         raise ValueError(f"x must have an even number of channels, got shape {tuple(x.shape)}")
     first, second = x.chunk(2, dim=-1)
+    if may_overwrite(x):
+        out = x.new_empty(torch.broadcast_shapes(x.shape, (*cos.shape[:-1], x.shape[-1])))
+        left, right = out.chunk(2, dim=-1)
+        torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=right).addcmul_(first, sin)
+        return out
     return torch.cat(
         (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)), dim=-1
     )

@@ -1,6 +1,6 @@
 """Prints the coverage of each folder of the package, in lines and branches, from coverage.py's JSON.
 
-``make test`` measures the folders of tests named in the Makefile, ``make coverage`` all of them.
+``make test`` measures all tests but those marked ``compiles``; what a test starts as another process is not traced.
 """
 
 import json

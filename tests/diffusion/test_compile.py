@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from attnzoo.diffusion import AgentAttentionCallback, apply_agent_attention, remove_agent_attention
 
+pytestmark = pytest.mark.compiles
 SETTINGS = dict(cell=2, agent_ratio=0.75, merge_ratio=0.2)
 
 

@@ -8,6 +8,8 @@ from torch._subclasses import FakeTensorMode
 
 from attnzoo.kernels import bi_level_routing_attention, explain, neighborhood_attention, use_backend
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> None:

@@ -37,6 +37,7 @@ def _shallow(name: str) -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", _smallest())
 def test_agrees_at_two_sizes(name: str, tmp_path: Path) -> None:
     model = _shallow(name)

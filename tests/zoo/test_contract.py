@@ -153,6 +153,7 @@ def test_autocast(name: str, image: torch.Tensor, dtype: torch.dtype) -> None:
     assert (found.float() - wanted).norm() < bound * wanted.norm()
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", SMALLEST)
 def test_compiles_without_a_graph_break(name: str, image: torch.Tensor) -> None:
     model = build(name, num_classes=10).eval()
@@ -162,6 +163,7 @@ def test_compiles_without_a_graph_break(name: str, image: torch.Tensor) -> None:
         torch.testing.assert_close(found, model(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", SMALLEST)
 def test_exports_with_a_dynamic_batch(name: str, image: torch.Tensor) -> None:
     model = build(name, num_classes=10).eval()

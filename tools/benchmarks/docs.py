@@ -9,7 +9,7 @@ from .report import Report, markdown, read_report
 
 _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
-_NAMES = ("ops", "ops-compiled", "ops-backward", *_NATTEN_NAMES, "models", "models-compiled")
+_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward", *_NATTEN_NAMES, "models", "models-compiled")
 
 _HEAD = """# Benchmarks
 

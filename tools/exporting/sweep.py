@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports the models whose names match; exit status 3 where one cannot be exported or differs."""
     names = _names(args.model)
     _check(args)
+    names = sorted(names, key=_parameters)
     report = _begin(args)
     bad = 0
     for count, name in enumerate(names, start=1):
@@ -56,17 +57,17 @@ def size_argument(name: str, img_size: tuple[int, int] | None) -> dict[str, Any]
 
 
 def _names(pattern: str | None) -> list[str]:
-    """The zoo's models, those with the fewest parameters first."""
     names = list_models(pattern or "*")
     if not names:
         raise UserError(
             f"no model matches {pattern}{did_you_mean(pattern or '', list_models()) or '; see attnzoo list'}"
         )
-    sizes = {}
-    for name in names:
-        with torch.device("meta"):
-            sizes[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
-    return sorted(names, key=sizes.__getitem__)
+    return names
+
+
+def _parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
 
 
 def _check(args: argparse.Namespace) -> None:
