@@ -8,7 +8,7 @@ from types import ModuleType
 
 from .cli import HelpFormatter
 
-SUBJECTS = ("ops", "models", "diffusion", "plot", "docs")
+SUBJECTS = ("ops", "layers", "models", "diffusion", "plot", "docs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

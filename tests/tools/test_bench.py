@@ -9,7 +9,8 @@ import pytest
 import timm
 import torch
 
-from attnzoo.tools.benchmarks import docs, ops, peers, published, timing
+import attnzoo.layers
+from attnzoo.tools.benchmarks import docs, layers, ops, peers, published, published_layers, timing
 from attnzoo.tools.benchmarks.cases import CASES, OPS, Case
 from attnzoo.tools.benchmarks.check import TOLERANCES, Truth
 from attnzoo.tools.benchmarks.models import MODELS, TIMM_MODELS
@@ -246,11 +247,42 @@ def test_goals_are_judged_by_the_peer_they_name():
     case = CHEAPEST["dynamic_depthwise_conv"]
     side = [{"form": "published", "ratio": 2.0}, {"form": "torch", "ratio": 1.0}]
     row = {"op": case.op, "case": case.label, "sides": side}
-    report = {"setting": {"backward": False}, "rows": [row]}
+    report = {"subject": "ops", "setting": {"backward": False}, "rows": [row]}
     assert docs.goals(report) == [(f"{case.op}, {case.label}", "published", 50, 2.0)]
-    assert docs.goals({"setting": {"backward": True}, "rows": [row]}) == []
+    assert docs.goals({**report, "setting": {"backward": True}}) == []
     row["sides"] = side[1:]
     assert docs.goals(report) == []
+
+
+def test_report_of_a_layer(tmp_path, capsys):
+    file, table = tmp_path / "layers.json", tmp_path / "layers.md"
+    words = ["SparsifinerAttention", "--batch", "1", "--repeat", "2", "--json", str(file), "--markdown", str(table)]
+    assert main(["bench", "layers", *words]) == 0
+    assert "forms differ by" in capsys.readouterr().out
+    report = read_report(file)
+    assert report["setting"]["command"] == "attnzoo bench layers SparsifinerAttention --batch 1 --repeat 2"
+    (row,) = report["rows"]
+    sides = {side["form"]: side for side in row["sides"]}
+    assert sides.keys() == {"ours", "published"} and row["difference"] < 1e-12
+    ((label, peer, aim, measured),) = docs.goals(report)
+    assert (peer, aim, measured) == ("published", 4, sides["published"]["ratio"]) and row["case"] in label
+    assert "| `SparsifinerAttention`, 197 tokens" in table.read_text()
+
+
+@pytest.mark.parametrize("case", layers.CASES, ids=lambda case: f"{case.name}-{case.label}")
+def test_published_layers_compute_the_layer(case):
+    torch.manual_seed(0)
+    layer = getattr(attnzoo.layers, case.name)(**case.arguments).eval().double()
+    published = getattr(published_layers, case.published)
+    assert layers.difference(layer, published, torch.randn(2, *case.shape, dtype=torch.float64)) < 1e-12
+
+
+def test_a_layer_of_another_form_gets_no_time(monkeypatch, capsys):
+    monkeypatch.setattr(published_layers, "sparsifiner", lambda layer, x: x)
+    assert main(["bench", "layers", "SparsifinerAttention", "--batch", "1"]) == 3
+    assert "the forms differ by" in capsys.readouterr().err
+    assert main(["bench", "layers", "Sparsifiner"]) == 2
+    assert "did you mean SparsifinerAttention" in capsys.readouterr().err
 
 
 def test_docs_are_the_committed_results():

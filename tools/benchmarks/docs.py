@@ -9,7 +9,8 @@ from .report import Report, markdown, read_report
 
 _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
-_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward", *_NATTEN_NAMES, "models", "models-compiled")
+_OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
+_NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, "models", "models-compiled")
 
 _HEAD = """# Benchmarks
 
@@ -34,9 +35,9 @@ How to read the tables of ops:
 - **error**: against the definition in float64, relative to the norm. It was taken before any time: a form whose error
   is too large gets no time.
 
-What the goals below are, and what they are not: they were set by timings of whole published layers on two threads of a
-machine with little else to do, while each run here says its own threads and load, and times the op alone. The goal of
-causal flow attention was set for its largest product, Sparsifiner's for its layer with the predictor of connections.
+What the goals below are, and what they are not: they were set by timings on two threads of a machine with little else
+to do, while each run here says its own threads and load. Those of routing and of Sparsifiner are for whole layers, and
+stand with the layers. That of causal flow attention was set for its largest product alone; the op here is all of it.
 NATTEN 0.14.6's own CPU kernels were measured in runs of their own, forward only: compiled to run on as many threads as
 the other forms, and, as its own build leaves them, on one. Nothing stands here for a mode (backward, torch.compile,
 more threads) that has no section.
@@ -51,8 +52,7 @@ were only run by Triton's interpreter and compiled, nor for the `torch` forms. `
 
 _NATTEN = """NATTEN 0.14.6 does not build for this PyTorch as it is. Its kernels were compiled by g++ 12 with
 `-O3 -mavx2 -mfma -fopenmp`, for windows of 7×7 only and with no change to what their loops compute. Queries, keys and
-values were copied into its layout, and the result out of it, outside the timing. The machine was busy with other work
-(see the load average); to have its cores, the process ran at real-time priority (`chrt -f 10`).
+values were copied into its layout, and the result out of it, outside the timing.
 """
 
 _NATTEN_SERIAL = """The same kernels without `-fopenmp`: they run on one thread, whatever is asked for, while all
@@ -97,7 +97,7 @@ def _section(path: Path) -> str:
     report = read_report(path)
     setting = report["setting"]
     name = path.stem.partition("-")[2]
-    title = {"ops": "Ops", "models": "Models, 224 × 224 pixels"}[report["subject"]]
+    title = {"ops": "Ops", "layers": "Layers", "models": "Models, 224 × 224 pixels"}[report["subject"]]
     if name in _NATTEN_NAMES:
         title = "Neighborhood attention beside NATTEN 0.14.6"
     title += ", forward and backward" if setting["backward"] else ", forward"
@@ -109,15 +109,27 @@ def _section(path: Path) -> str:
         title += ", NATTEN on one"
     note = {"natten": _NATTEN + "\n", "natten-serial": _NATTEN_SERIAL + "\n"}.get(name, "")
     text = f"## {title}\n\n{note}`{setting['command']} --json results/{path.name}`\n\n{markdown(report)}"
-    if report["subject"] == "ops" and (aims := goals(report)):
+    if aims := goals(report):
         text += "\n" + _verdicts(aims)
     return text
 
 
 def goals(report: Report) -> list[tuple[str, str, float, float]]:
-    """For each goal that a report of ops tells about: the case, the peer, the factor aimed at and the one measured."""
+    """For each goal that a report tells about: the case, the peer, the factor aimed at and the one measured."""
     from .cases import CASES
+    from .layers import CASES as LAYERS
 
+    if report["subject"] == "layers":
+        aims = {(case.name, case.label): case.goal for case in LAYERS}
+        rows = [row for row in report["rows"] if not report["setting"]["backward"]]
+        return [
+            (f"{row['layer']}, {row['case']}", side["form"], aims[row["layer"], row["case"]], side["ratio"])
+            for row in rows
+            for side in row["sides"]
+            if side["form"] == "published" and (row["layer"], row["case"]) in aims
+        ]
+    if report["subject"] == "models":
+        return []
     backward, found = report["setting"]["backward"], []
     for row in report["rows"]:
         measured = {side["form"]: side["ratio"] for side in row["sides"]}

@@ -11,7 +11,7 @@ from ..cli import UserError
 from ..files import write_atomic
 
 FORMAT = "attnzoo-bench/1"
-SUBJECTS = ("ops", "models")
+SUBJECTS = ("ops", "layers", "models")
 
 # What a row of ``models`` was measured with, beside the model.
 _GRID = ("device", "dtype", "backend", "batch", "img_size")
@@ -39,13 +39,13 @@ def read_report(path: Path) -> Report:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("subject") not in SUBJECTS:
-        raise UserError(f"{path} is no report of attnzoo bench ops or models")
+        raise UserError(f"{path} is no report of attnzoo bench ops, layers or models")
     return report
 
 
 def markdown(report: Report) -> str:
     """The report's setting in a sentence, and its table."""
-    tables = {"ops": ops_table, "models": models_table}
+    tables = {"ops": ops_table, "layers": layers_table, "models": models_table}
     return f"{_setting(report['setting'])}\n\n{tables[report['subject']](report)}"
 
 
@@ -95,6 +95,18 @@ def _op_rows(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
             f"{side['error']:.0e}",
         )
         label = ""
+
+
+def layers_table(report: Report) -> str:
+    """All layers in one table; the sides of each in the order of their times."""
+    rows = []
+    for row in report["rows"]:
+        label = f"`{row['layer']}`, {row['case']}, batch {row['batch']}"
+        for side in sorted(row["sides"], key=lambda side: side["seconds"]):
+            figures = (_ms(side["seconds"]), f"{side['ratio']:.2f}", f"{side['peak_bytes'] / 1e6:.1f}")
+            rows.append((label, side["form"], *figures))
+            label = ""
+    return _table(("layer", "form", "ms", "× ours", "peak MB"), rows)
 
 
 def models_table(report: Report) -> str:
