@@ -184,7 +184,7 @@ def _masked(
         mask = bias.masked_fill(~mask, float("-inf"))
     else:
         # 1 - 1/1 and 1 - 1/0. PyTorch's own way, a select, takes as long as the attention itself on a CPU.
-        mask = 1 - mask.to(q.dtype).reciprocal_()
+        mask = mask.to(q.dtype).reciprocal_().neg_().add_(1)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=scale
     )

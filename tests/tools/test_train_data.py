@@ -1,5 +1,8 @@
 """Batches and augmentation depend on the place in the run alone."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from attnzoo.tools.cli import UserError
 from attnzoo.tools.data.digits import digits_dataset
 from attnzoo.tools.training import schema
 from attnzoo.tools.training.data import EpochBatches, SeededSamples, build_datasets, build_transforms
+from attnzoo.tools.training.evaluate import evaluate
 
 RECIPE = schema.Recipe(schema.Model("test_vit"), schema.Data("digits"), seed=5)
 DATA = schema.Data("digits", img_size=32, degrees=10, re_prob=0.5, aa="rand-m9-mstd0.5-inc1")
@@ -100,3 +104,50 @@ def test_image_folder_is_read_by_split_and_limit_spreads_over_classes(tmp_path):
 def test_folder_without_images_is_said_at_once(tmp_path):
     with pytest.raises(UserError, match="data.source"):
         build_datasets(schema.Data(str(tmp_path), img_size=16), nn.Identity(), 2)
+
+
+def folder_with_a_broken_image(root, truncated):
+    for split in ("train", "validation"):
+        for label, grey in (("a", 0), ("b", 255)):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (40, 36), (grey,) * 3).save(folder / f"{number}.png")
+    for name in truncated:
+        file = root / "validation" / name
+        file.write_bytes(file.read_bytes()[:40])
+    return root
+
+
+class BrightIsB(nn.Module):
+    """Wrong for every dark image: a dark substitute for a bright one would show in the score."""
+
+    pretrained_cfg = {"input_size": (3, 32, 32)}
+
+    def forward(self, images):
+        return torch.tensor([0.0, 1.0]).expand(len(images), 2)
+
+
+def validation(root):
+    data = schema.Data(str(root), img_size=32, train_split="train", val_split="validation")
+    return build_datasets(data, BrightIsB(), num_classes=2)[1]
+
+
+def score(dataset):
+    accelerator = SimpleNamespace(
+        process_index=0, num_processes=1, device=torch.device("cpu"), autocast=contextlib.nullcontext
+    )
+    return evaluate(BrightIsB(), dataset, accelerator, batch_size=4, workers=0)
+
+
+def test_validation_leaves_out_what_cannot_be_read(tmp_path, caplog):
+    broken = folder_with_a_broken_image(tmp_path, ["b/0.png"])
+    _, top1, _ = score(validation(broken))
+    assert top1 == pytest.approx(100 * 2 / 5)
+    assert "b/0.png cannot be read and is left out" in caplog.text
+
+
+def test_validation_of_nothing_readable_is_an_error(tmp_path):
+    broken = folder_with_a_broken_image(tmp_path, [f"{label}/{number}.png" for label in "ab" for number in range(3)])
+    with pytest.raises(UserError, match="no image of the validation split can be read"):
+        score(validation(broken))

@@ -1,11 +1,13 @@
 """Data sets, augmentation and batches whose content depends only on (seed, epoch, place in the epoch)."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup, create_dataset, create_transform, resolve_data_config
+from PIL import Image
+from timm.data import ImageDataset, Mixup, create_dataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchvision import transforms
@@ -16,6 +18,11 @@ from . import schema
 from .seeding import ORDER, SAMPLE, derive, seed_cpu
 
 Key = tuple[int, int, int]
+
+# The target of a validation image that cannot be read.
+UNREADABLE = -1
+
+_logger = logging.getLogger(__name__)
 
 
 class SeededSamples(Dataset):
@@ -31,6 +38,27 @@ class SeededSamples(Dataset):
     def __getitem__(self, sample: Key) -> Any:
         seed_cpu(SAMPLE, self.seed, *sample)
         return self.dataset[sample[1]]
+
+
+class WithoutSubstitutes(Dataset):
+    """timm's images, but one that cannot be read is not replaced by its neighbour: its target is UNREADABLE."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset, self.reader = dataset, dataset.reader
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        try:
+            file, target = self.reader[index][:2]
+            with file, Image.open(file) as opened:
+                image = opened.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            name = self.reader.filename(index)
+            _logger.warning("validation image %s cannot be read and is left out: %s", name, error)
+            image, target = Image.new("RGB", (8, 8)), UNREADABLE
+        return self.dataset.transform(image), target
 
 
 class EpochBatches:
@@ -70,6 +98,8 @@ def build_datasets(data: schema.Data, model: nn.Module, num_classes: int) -> tup
     train_transform, val_transform = build_transforms(data, model)
     train = _open(data, data.train_split, train_transform)
     val = _open(data, data.val_split, val_transform)
+    if isinstance(val, ImageDataset):
+        val = WithoutSubstitutes(val)
     return tuple(_limited(_checked(d, num_classes, data.source), data.limit) for d in (train, val))
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from .data import build_loader
+from ..cli import UserError
+from .data import UNREADABLE, build_loader
 from .progress import Interrupted, NonFinite
 
 
@@ -18,9 +19,10 @@ def evaluate(
     model: nn.Module, dataset: Dataset, accelerator: Any, *, batch_size: int, workers: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, float, float]:  # fmt: skip
-    """Mean cross-entropy, top-1 and top-5 in percent; each process takes every n-th image.
+    """Mean cross-entropy, top-1 and top-5 in percent of the readable images; each process takes every n-th.
 
     Raises:
+        UserError: no image can be read.
         Interrupted: ``should_stop()`` became true.
         NonFinite: the loss is not a number.
     """
@@ -37,10 +39,13 @@ def evaluate(
         images, targets = images.to(device), targets.to(device)
         with accelerator.autocast():
             logits = model(images)
-        totals += _batch_totals(logits.float(), targets)
+        readable = targets != UNREADABLE
+        totals += _batch_totals(logits[readable].float(), targets[readable])
     if world > 1:
         totals = accelerator.reduce(totals, reduction="sum")
     loss, top1, top5, count = totals.tolist()
+    if not count:
+        raise UserError("data.source: no image of the validation split can be read")
     if not math.isfinite(loss):
         raise NonFinite(f"the validation loss is {loss}")
     return loss / count, 100 * top1 / count, 100 * top5 / count
