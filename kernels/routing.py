@@ -135,27 +135,46 @@ def _torch(
     attend = _attend_masked if masked else _attend_gathered
 
     def attend_maps(*maps: torch.Tensor) -> torch.Tensor:
-        out = attend(*(_to_regions(x, regions) for x in maps), topk, scale)
-        return _from_regions(out, regions, size)
+        return _from_regions(attend(*maps, regions, topk, scale), regions, size)
 
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
     return in_chunks(attend_maps, (q, k, v), (1 if masked else topk) * size[0] * size[1] * row_bytes)
 
 
-def _attend_gathered(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
-    batch, count, tokens, heads, _ = q.shape
-    first = torch.arange(batch, device=q.device)[:, None, None] * count
-    chosen = (_route(q, k, topk, scale) + first).flatten()
-    # One row a region: element-wise gathers, and above all their gradients, cost more than the attention.
-    keys, values = (
-        x.flatten(2).flatten(0, 1).index_select(0, chosen).view(batch * count, topk * tokens, heads, x.shape[-1])
-        for x in (k, v)
+def _attend_gathered(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
+) -> torch.Tensor:
+    (batch, height, width, heads, _), (rows, cols) = k.shape, regions
+    high, wide, count = height // rows, width // cols, rows * cols
+    q = _to_regions(q, regions)
+    # A region's rows, whole: element-wise gathers, and above all their gradients, cost more than the attention.
+    keys, values = (x.reshape(batch * height * cols, wide * heads * x.shape[-1]) for x in (k, v))
+    with torch.no_grad():
+        query = q.mean(2, dtype=compute_dtype(q.dtype)).flatten(2)
+        chosen = _best(query, _row_means(keys, (batch, rows, high, cols, wide)), topk, scale)
+    first = torch.arange(batch, device=q.device)[:, None, None] * (height * cols)
+    first = first + chosen // cols * (high * cols) + chosen % cols
+    index = (first[..., None] + torch.arange(high, device=q.device) * cols).flatten()
+    near = (
+        x.index_select(0, index).view(batch * count, topk * high * wide, heads, width).transpose(1, 2)
+        for x, width in ((keys, k.shape[-1]), (values, v.shape[-1]))
     )
-    out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q.flatten(0, 1), keys, values)), scale=scale)
-    return out.transpose(1, 2).reshape(batch, count, tokens, heads, v.shape[-1])
+    out = F.scaled_dot_product_attention(q.flatten(0, 1).transpose(1, 2), *near, scale=scale)
+    return out.transpose(1, 2).reshape(batch, count, high * wide, heads, v.shape[-1])
 
 
-def _attend_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
+def _row_means(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Descriptors ``[B, regions, channels]`` of a map in its regions' rows; shape: images, regions, rows of one, …"""
+    batch, rows, high, cols, wide = shape
+    channels = x.shape[1] // wide
+    x = x.view(batch, rows, high, cols, wide * channels).mean(2, dtype=compute_dtype(x.dtype))
+    return x.view(batch, rows * cols, wide, channels).mean(2)
+
+
+def _attend_masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
+) -> torch.Tensor:
+    q, k, v = (_to_regions(x, regions) for x in (q, k, v))
     batch, count, tokens, heads, _ = q.shape
     mask = None
     if topk < count:

@@ -72,8 +72,9 @@ class BiLevelRoutingAttention(nn.Module):
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         qkv = self.qkv(x)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
-        x = bi_level_routing_attention(q, k, v, self.num_regions, self.topk).flatten(-2)
-        x = self.proj_drop(self.proj(x + self.lepe(v.flatten(-2))))
+        v = v.contiguous()  # once, for both
+        attended = bi_level_routing_attention(q, k, v, self.num_regions, self.topk).flatten(-2)
+        x = self.proj_drop(self.proj(self.lepe(v.flatten(-2)).add_(attended)))
         return x[:, :height, :width] if bottom or right else x
 
     def extra_repr(self) -> str:

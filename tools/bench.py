@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+from .benchmarks.timing import memory_kept
 from .cli import HelpFormatter
 
 SUBJECTS = ("ops", "layers", "models", "diffusion", "plot", "docs")
@@ -20,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return _module(args.subject).run(args)
+    with memory_kept():
+        return _module(args.subject).run(args)
 
 
 def _module(subject: str) -> ModuleType:

@@ -4,6 +4,8 @@ CUDA calls are timed by CUDA events; CPU calls on one thread by the processor ti
 processes' turns do not count; on more threads, where waiting matters, by the wall clock.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -11,7 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,9 @@ Call = Callable[[], Any]
 _SAMPLE_SECONDS = 0.005
 _SLOW = 1.0
 _SLOW_SAMPLES = 3
+
+# Parameters of the C library's mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,28 @@ def ceilings(device: "torch.device", dtype: "torch.dtype", repeat: int = 5) -> C
     a = torch.ones(side, side, device=device, dtype=dtype)
     copy, product = take_turns([lambda: target.copy_(source), lambda: a @ a], repeat, device)
     return Ceilings(2 * source.nbytes / copy.seconds, 2 * side**3 / product.seconds)
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """The C library keeps what is freed, where it can be told to.
+
+    By itself it gives large blocks back to the system, or not, depending on what ran before. Faulting them in again
+    takes up to half of the time of a call, and falls on one form or another by chance.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    except (OSError, AttributeError, TypeError):  # another C library
+        yield
+        return
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_MAX, 65536)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**27)
+        libc.malloc_trim(0)
 
 
 def machine(device: "torch.device") -> dict[str, Any]:
