@@ -8,6 +8,8 @@ EXIT_OK = 0
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
+# As a shell reports a process ended by SIGPIPE.
+EXIT_BROKEN_PIPE = 141
 
 
 class UserError(ValueError):

@@ -3,12 +3,13 @@
 import argparse
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .._version import __version__
-from .cli import EXIT_BAD_INPUT, EXIT_INTERRUPTED, HelpFormatter
+from .cli import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, HelpFormatter
 
 COMMANDS = (
     "list",
@@ -57,10 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
         args = build_parser(command).parse_args(argv)
-        return importlib.import_module(f".{_module(args.command)}", __package__).run(args)
+        status = importlib.import_module(f".{_module(args.command)}", __package__).run(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("attnzoo: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Who read the output has left; Python's own flush at exit would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except (ValueError, OSError, ImportError) as error:
         if _is_internal(error):
             raise

@@ -1,6 +1,8 @@
 """``attnzoo list`` and ``attnzoo info``."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -126,3 +128,10 @@ def test_info_bad_input(capsys, words, expected):
     error = capsys.readouterr().err
     assert expected in error
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error():
+    words = [sys.executable, "-m", "attnzoo.tools.main", "list"]
+    command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command.stdout.close()
+    assert (command.stderr.read(), command.wait()) == ("", 141)
