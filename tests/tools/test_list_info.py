@@ -131,7 +131,7 @@ def test_info_bad_input(capsys, words, expected):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    words = [sys.executable, "-m", "attnzoo.tools.main", "list"]
+    words = [sys.executable, "-m", "attnzoo.tools.main", "table", "--pattern", "nat_mini"]
     command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     command.stdout.close()
     assert (command.stderr.read(), command.wait()) == ("", 141)
