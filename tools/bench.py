@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from .benchmarks.timing import memory_kept
+from .benchmarks.timing import settle_allocator
 from .cli import HelpFormatter
 
 SUBJECTS = ("ops", "layers", "models", "diffusion", "plot", "docs")
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with memory_kept():
-        return _module(args.subject).run(args)
+    settle_allocator()
+    return _module(args.subject).run(args)
 
 
 def _module(subject: str) -> ModuleType:

@@ -27,8 +27,8 @@ How to read the tables of ops:
   `natten 0.14.6 (C++)`, with which the published checkpoints were trained, has it.
 - **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
   are not part of; that they compete for caches and memory still shows. On more threads it is the wall clock's.
-  Memory that a call frees stays with the process, so that no form pays for page faults of fresh memory. Without that,
-  the C library's habit, those that allocate less gain.
+  The C library's allocator is set to the thresholds that it settles at in a long run: blocks of 32 MB and more are
+  fresh memory at every call, whose page faults are part of the time, smaller ones are used again.
 - **× ours**: time over that of `torch`; above 1 the form is slower.
 - **× floor**: time over the longer of moving inputs and outputs once at the speed of a large copy, and computing the
   op's products at the speed of a large matrix product, both measured in the same run.

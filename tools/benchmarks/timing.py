@@ -13,7 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ _SLOW = 1.0
 _SLOW_SAMPLES = 3
 
 # Parameters of the C library's mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -174,26 +174,16 @@ def ceilings(device: "torch.device", dtype: "torch.dtype", repeat: int = 5) -> C
     return Ceilings(2 * source.nbytes / copy.seconds, 2 * side**3 / product.seconds)
 
 
-@contextlib.contextmanager
-def memory_kept() -> Iterator[None]:
-    """The C library keeps what is freed, where it can be told to.
+def settle_allocator() -> None:
+    """Sets the thresholds that the GNU C library's allocator arrives at by itself when large blocks come and go.
 
-    By itself it gives large blocks back to the system, or not, depending on what ran before. Faulting them in again
-    takes up to half of the time of a call, and falls on one form or another by chance.
+    From blocks of 32 MB on memory is fresh at every call, below it is kept; until the thresholds are reached, which of
+    the forms that take turns is given fresh memory, and pays for its page faults, depends on what ran before.
     """
-    try:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    except (OSError, AttributeError, TypeError):  # another C library
-        yield
-        return
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_MMAP_MAX, 65536)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**27)
-        libc.malloc_trim(0)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def machine(device: "torch.device") -> dict[str, Any]:
