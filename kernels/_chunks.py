@@ -8,7 +8,7 @@ import torch
 
 from ._checks import is_traced, may_overwrite
 
-CHUNK_BYTES = 2**21
+CHUNK_BYTES = 2**22
 
 
 def in_chunks(
@@ -25,7 +25,8 @@ def in_chunks(
     # Traced code keeps its symbolic batch, and other devices want one large launch.
     if is_traced(first) or first.device.type != "cpu":
         return attend(*tensors)
-    images = max(1, CHUNK_BYTES // max(1, bytes_per_image))
+    # Every thread has a cache of its own, and too little work for all of them costs more than it saves.
+    images = max(1, CHUNK_BYTES * torch.get_num_threads() // max(1, bytes_per_image))
     if images >= first.shape[0]:
         return attend(*tensors)
     # split, not slices: its gradient is one concatenation.

@@ -24,6 +24,8 @@ from ._linear import full_precision
 _TILE = 7
 # Up to so many different windows the positions of each are taken together.
 _SHARED_WINDOWS = 9
+# What an item has in use at a time over its matrix of weights: the matrix is made, filled and multiplied.
+_COPIES = 4
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ def tiled_dynamic_conv(
 
     def aggregate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         items = (x, weight) if bias is None else (x, weight, bias)
-        return in_chunks(lambda *chunk: _aggregate(axes, softmax, spread, *chunk), items, matrix)
+        return in_chunks(lambda *chunk: _aggregate(axes, softmax, spread, *chunk), items, _COPIES * matrix)
 
     # A head of an image is an item; heads first is also how the layers' products leave the weights.
     with full_precision(x.device):
-        if not _heads_first(weight) and matrix > CHUNK_BYTES // 2 and not is_traced(x) and x.device.type == "cpu":
+        if not _heads_first(weight) and _COPIES * matrix > CHUNK_BYTES and not is_traced(x) and x.device.type == "cpu":
             # Items are taken one by one anyway: reading them where they lie saves a copy of all weights.
             biases = [None] * heads if bias is None else [each.expand(batch, *each.shape) for each in bias]
             each_head = zip(x.unbind(3), weight.unbind(3), biases, strict=True)

@@ -11,7 +11,7 @@ from ._checks import compute_dtype
 from ._chunks import in_chunks
 
 # What an image needs at a time over what its values need: features, rotated features, result.
-_COPIES = 8
+_COPIES = 4
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

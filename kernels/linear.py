@@ -139,9 +139,11 @@ def _linear_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: fl
 def _linear_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         total = k.sum(-2).unsqueeze(-1)
-        return (q @ (k.transpose(-1, -2) @ v)) / (q @ total).clamp(min=eps)
+        out, weights = q @ (k.transpose(-1, -2) @ v), (q @ total).clamp(min=eps)
+        return out.div_(weights) if may_overwrite(out) else out / weights
 
-    return by_images(run, q, k, v)
+    # One head is not copied: there is nothing to keep in cache.
+    return (by_images if q.shape[-2] > 1 else in_full_precision)(run, q, k, v)
 
 
 def _rotator(rotation: tuple[torch.Tensor, torch.Tensor] | None, like: torch.Tensor) -> Callable:
