@@ -20,6 +20,7 @@ from PIL import Image
 
 from attnzoo.tools import app
 from attnzoo.tools.main import main
+from attnzoo.tools.serving import server
 from attnzoo.tools.serving.answers import Choice, answer
 from attnzoo.tools.serving.gallery import Gallery
 from attnzoo.tools.serving.look import read
@@ -56,6 +57,17 @@ def test_fifty_at_once_are_not_mixed_up(served: Served, photographs: dict[str, P
         assert (np.asarray(Image.open(drawing)) == alone_one.drawing).all()
         assert {row["label"]: row["confidence"] for row in top["confidences"]} == pytest.approx(alone_one.top)
     assert len(served.gallery) <= KEPT
+
+
+def test_a_drawing_that_is_fetched_is_not_written_over(tmp_path: Path) -> None:
+    drawing = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    path = Path(server.drawing_file(drawing, tmp_path))
+    with path.open("rb") as fetched:
+        assert server.drawing_file(drawing, tmp_path) == str(path)
+        assert os.fstat(fetched.fileno()).st_ino != path.stat().st_ino
+        assert (np.asarray(Image.open(fetched)) == drawing).all()
+    assert server.drawing_file(drawing[::-1], tmp_path) != str(path)
+    assert [file.name for file in path.parent.iterdir()] == ["drawing.png"]
 
 
 def test_files_of_the_machine_are_not_served(served: Served, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ..data.extras import import_extra
 from .answers import Answer, Choice, Pixel, answer, clicked, line
 from .gallery import Gallery, Source
 from .look import read
+from .server import drawing_file
 
 TITLE = "attnzoo: where models look"
 HINT = "Drop a photograph, then click on it: each model shows where that pixel looks."
@@ -75,6 +76,7 @@ class Page:
     def __init__(self, gallery: Gallery, names: Sequence[str], start: Source) -> None:
         self.gr = import_extra("gradio", extra="app")
         self.gallery, self.start = gallery, start
+        self.cache: str | None = None  # where Gradio keeps its files, once there is a page
         self.names = list(dict.fromkeys([*names, start.name]))
 
     def build(self) -> Any:
@@ -91,6 +93,7 @@ class Page:
                     second = self._side("second", "Second model, to compare", None)
             self._connect(*photograph, first, second)
             given = [photograph[0], *photograph[2:], *first.inputs]
+            self.cache = blocks.GRADIO_CACHE
             blocks.load(self._one_side, given, first.outputs, api_visibility="private")
         return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE)
 
@@ -113,9 +116,7 @@ class Page:
         model = gr.Dropdown(self.names, value=start.name if start else None, label=label, elem_id=f"{name}-model")
         # The choices are the model's layers, and differ between the people who look at the page.
         layer = gr.Dropdown([], label="Layer", allow_custom_value=True, elem_id=f"{name}-layer")
-        drawing = gr.Image(
-            label="Where the pixel looks", format="png", interactive=False, buttons=[], elem_id=f"{name}-drawing"
-        )
+        drawing = gr.Image(label="Where the pixel looks", interactive=False, buttons=[], elem_id=f"{name}-drawing")
         note = gr.HTML(elem_id=f"{name}-note", elem_classes="note")
         top = gr.Label(label="Best five classes", show_heading=False, num_top_classes=5, elem_id=f"{name}-top")
         with gr.Accordion("Weights from a checkpoint file", open=bool(file)):
@@ -191,7 +192,8 @@ class Page:
         return x, y, message, *sides[0], *sides[1]
 
     def _values(self, one: Answer) -> tuple:
-        return self.gr.update(choices=one.layers, value=one.layer), one.drawing, one.note, one.top
+        drawing = None if one.drawing is None else drawing_file(one.drawing, self.cache)
+        return self.gr.update(choices=one.layers, value=one.layer), drawing, one.note, one.top
 
 
 def _choices(chosen: Sequence[Any]) -> list[Choice]:

@@ -1,14 +1,21 @@
 """Serves the page on one port, to nobody else: no analytics, no link from outside, no request to the outside."""
 
+import hashlib
+import io
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from ..cli import UserError
 from ..data.extras import import_extra
+from ..files import replace_file
 
 # What a browser must not fetch even if the page asked it to: whatever is not of this server.
 POLICY = (
@@ -117,3 +124,23 @@ def temporary_files() -> Iterator[None]:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def drawing_file(drawing: np.ndarray, folder: str | Path) -> str:
+    """A drawing as a PNG in Gradio's folder, for a browser to fetch; equal drawings share a file.
+
+    Gradio's own would be written over in place, and cut short for whoever fetches it in that moment.
+
+    Args:
+        drawing: uint8 ``[H, W, 3]``.
+        folder: where Gradio keeps its files.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = io.BytesIO()
+    Image.fromarray(drawing).save(content, "png")
+    path = Path(folder, hashlib.sha256(content.getvalue()).hexdigest(), "drawing.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content.getvalue())
+    return str(path)
