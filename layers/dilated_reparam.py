@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # (kernel size, dilation) of the branches beside the large kernel, by its size.
-_BRANCHES = {
+BRANCHES = {
     17: ((5, 1), (7, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
     15: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
     13: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
@@ -64,10 +64,10 @@ class DilatedReparamConv(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         if branches is None:
-            if kernel_size not in _BRANCHES:
-                sizes = ", ".join(map(str, sorted(_BRANCHES)))
+            if kernel_size not in BRANCHES:
+                sizes = ", ".join(map(str, sorted(BRANCHES)))
                 raise ValueError(f"kernel_size={kernel_size} has no published branches; {sizes} have, or give branches")
-            branches = _BRANCHES[kernel_size]
+            branches = BRANCHES[kernel_size]
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} is not odd")
         for size, dilation in branches:

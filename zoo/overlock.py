@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..layers import DilatedReparamConv
 from ..layers.contmix import ConvNorm
+from ..layers.dilated_reparam import BRANCHES
 from ._blocks import init_weights
 from ._builder import build_model, cfg, published_cfgs, register_model
 from ._overlock_checkpoint import checkpoint_filter_fn
@@ -104,6 +105,9 @@ class OverLoCK(Pyramid):
         ):
             if len(value) != length:
                 raise ValueError(f"{name}={tuple(value)} has {len(value)} entries; OverLoCK has {length}")
+        if not BRANCHES.keys() >= set(kernel_sizes):
+            known = ", ".join(map(str, sorted(BRANCHES)))
+            raise ValueError(f"kernel_sizes={tuple(kernel_sizes)} is not of kernels with published branches: {known}")
         self.in_chans = in_chans
         self.aux_loss = aux_loss
         self.overview_dim, ctx_dim = embed_dims[3], embed_dims[3] // 4

@@ -30,6 +30,7 @@ REFUSED = [
     ("nat_mini", {"drop_rate": 1.5}, "drop_rate"),
     ("nat_isotropic_small", {"kernel_size": 0}, "kernel_size"),
     ("overlock_xt", {"smk_size": 2}, "smk_size"),
+    ("overlock_xt", {"kernel_sizes": (17, 15, 13, 3)}, "kernel_sizes"),
     ("s2aformer_mini", {"qk_dim": 0}, "qk_dim"),
     ("sparsifiner_deit_tiny", {"reduce_c_factor": 0}, "reduce_c_factor"),
     ("van_b0", {"mlp_ratios": (8, 8)}, "mlp_ratios"),
