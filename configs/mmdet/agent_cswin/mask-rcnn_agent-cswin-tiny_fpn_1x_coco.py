@@ -3,7 +3,7 @@
 _base_ = [
     "../_base_/models/mask-rcnn_fpn.py",
     "../_base_/datasets/coco_instance.py",
-    "../_base_/schedules/schedule_1x.py",
+    "../_base_/schedules/agent_1x.py",
     "../_base_/default_runtime.py",
 ]
 
@@ -19,17 +19,4 @@ model = dict(
         out_norm=True,
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
-)
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={
-            "norm": dict(decay_mult=0.0),
-            "an_bias": dict(decay_mult=0.0),
-            "na_bias": dict(decay_mult=0.0),
-            "ah_bias": dict(decay_mult=0.0),
-            "aw_bias": dict(decay_mult=0.0),
-            "ha_bias": dict(decay_mult=0.0),
-            "wa_bias": dict(decay_mult=0.0),
-        }
-    ),
 )

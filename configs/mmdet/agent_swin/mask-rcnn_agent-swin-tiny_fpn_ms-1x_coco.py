@@ -3,7 +3,7 @@
 _base_ = [
     "../_base_/models/mask-rcnn_fpn.py",
     "../_base_/datasets/coco_instance_multiscale.py",
-    "../_base_/schedules/schedule_1x.py",
+    "../_base_/schedules/agent_1x.py",
     "../_base_/default_runtime.py",
 ]
 
@@ -24,18 +24,4 @@ model = dict(
         out_norm=True,
     ),
     neck=dict(in_channels=[96, 192, 384, 768]),
-)
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={
-            "rel_pos_bias": dict(decay_mult=0.0),
-            "norm": dict(decay_mult=0.0),
-            "an_bias": dict(decay_mult=0.0),
-            "na_bias": dict(decay_mult=0.0),
-            "ah_bias": dict(decay_mult=0.0),
-            "aw_bias": dict(decay_mult=0.0),
-            "ha_bias": dict(decay_mult=0.0),
-            "wa_bias": dict(decay_mult=0.0),
-        }
-    ),
 )

@@ -3,7 +3,7 @@
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k_512x512.py",
-    "../_base_/schedules/schedule_160k.py",
+    "../_base_/schedules/agent_160k.py",
     "../_base_/default_runtime.py",
 ]
 
@@ -20,17 +20,4 @@ model = dict(
     ),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),
-)
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={
-            "norm": dict(decay_mult=0.0),
-            "an_bias": dict(decay_mult=0.0),
-            "na_bias": dict(decay_mult=0.0),
-            "ah_bias": dict(decay_mult=0.0),
-            "aw_bias": dict(decay_mult=0.0),
-            "ha_bias": dict(decay_mult=0.0),
-            "wa_bias": dict(decay_mult=0.0),
-        }
-    ),
 )

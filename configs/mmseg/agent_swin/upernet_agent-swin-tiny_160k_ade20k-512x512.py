@@ -3,7 +3,7 @@
 _base_ = [
     "../_base_/models/upernet.py",
     "../_base_/datasets/ade20k_512x512.py",
-    "../_base_/schedules/schedule_160k.py",
+    "../_base_/schedules/agent_160k.py",
     "../_base_/default_runtime.py",
 ]
 
@@ -24,18 +24,4 @@ model = dict(
     ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
-)
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        custom_keys={
-            "rel_pos_bias": dict(decay_mult=0.0),
-            "norm": dict(decay_mult=0.0),
-            "an_bias": dict(decay_mult=0.0),
-            "na_bias": dict(decay_mult=0.0),
-            "ah_bias": dict(decay_mult=0.0),
-            "aw_bias": dict(decay_mult=0.0),
-            "ha_bias": dict(decay_mult=0.0),
-            "wa_bias": dict(decay_mult=0.0),
-        }
-    ),
 )
