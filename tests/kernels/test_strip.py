@@ -35,11 +35,26 @@ def test_is_the_definition(backend, qk_width, scale):
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-@pytest.mark.parametrize(("queries", "keys", "heads", "width"), [(784, 49, 2, 32), (131, 17, 3, 7), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "width"), [(784, 49, 2, 32), (131, 17, 3, 7), (1, 1, 1, 1), (90, 300, 2, 32)]
+)
 def test_torch_is_the_reference(queries, keys, heads, width, dtype, bound):
     q, k, v = draw(1, queries, keys, heads, 1, width, dtype=dtype)
     truth = run("reference", *(x.double() for x in (q, k, v)))
     assert relative_error(run("torch", q, k, v), truth) < bound
+
+
+def test_gradcheck_of_many_keys():
+    inputs = [x.requires_grad_() for x in draw(1, 2, 260, 1, 1, 2)]
+    assert torch.autograd.gradcheck(strip_attention, inputs)
+
+
+def test_autocast_lowers_no_score():
+    q, k, v = draw(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run("torch", q, k, v)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, run("torch", q, k, v))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
