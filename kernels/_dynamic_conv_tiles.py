@@ -8,15 +8,15 @@ windows, which multiplies the tile's part of the map. Exact at every size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from ._checks import compute_dtype, is_traced
+from ._checks import compute_dtype, is_traced, may_overwrite
 from ._chunks import CHUNK_BYTES, in_chunks
+from ._dynamic_conv_rows import dynamic_conv_by_rows
 from ._linear import full_precision
 
 # Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
@@ -85,16 +85,27 @@ def tiled_dynamic_conv(
 
     if x.dtype == torch.float64:
         weight = weight.to(x.dtype)  # its softmax is computed in float64 too
+    few = _few_windows(axes)
+    if x.device.type == "cpu" and may_overwrite(x) and not few:
 
-    spread = _spread if is_traced(x) or torch.is_grad_enabled() else _Buffer()
+        def weights_of(weight: torch.Tensor, heads: slice) -> torch.Tensor:
+            return _weights(weight, axes, None if bias is None else bias[heads], softmax).to(x.dtype)
+
+        with full_precision(x.device):
+            return dynamic_conv_by_rows(x, weight, kernel, weights_of)
 
     def aggregate(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         items = (x, weight) if bias is None else (x, weight, bias)
-        return in_chunks(lambda *chunk: _aggregate(axes, softmax, spread, *chunk), items, _COPIES * matrix)
+        return in_chunks(lambda *chunk: _aggregate(axes, softmax, *chunk), items, _COPIES * matrix)
 
     # A head of an image is an item; heads first is also how the layers' products leave the weights.
     with full_precision(x.device):
-        if not _heads_first(weight) and _COPIES * matrix > CHUNK_BYTES and not is_traced(x) and x.device.type == "cpu":
+        in_place = not _heads_first(weight) and not is_traced(x) and x.device.type == "cpu"
+        if in_place and few and batch:
+            # The heads of an image, where they lie: no copy of the weights at all.
+            each_image = ((each.permute(2, 0, 1, 3) for each in pair) for pair in zip(x, weight, strict=True))
+            return torch.stack([_aggregate(axes, softmax, *pair, bias) for pair in each_image]).permute(0, 2, 3, 1, 4)
+        if in_place and _COPIES * matrix > CHUNK_BYTES:
             # Items are taken one by one anyway: reading them where they lie saves a copy of all weights.
             biases = [None] * heads if bias is None else [each.expand(batch, *each.shape) for each in bias]
             each_head = zip(x.unbind(3), weight.unbind(3), biases, strict=True)
@@ -106,6 +117,10 @@ def tiled_dynamic_conv(
     return out.unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
 
 
+def _few_windows(axes: tuple[tuple[int, int], ...]) -> bool:
+    return math.prod(length - kernel + 1 for length, kernel in axes) <= _SHARED_WINDOWS
+
+
 def _heads_first(weight: torch.Tensor) -> bool:
     """Whether ``[B, H, W, heads, window]`` lies in memory as ``[B, heads, H, W, window]``."""
     return weight.permute(0, 3, 1, 2, 4).is_contiguous()
@@ -114,31 +129,29 @@ def _heads_first(weight: torch.Tensor) -> bool:
 def _aggregate(
     axes: tuple[tuple[int, int], ...],
     softmax: bool,
-    spread: Callable[..., torch.Tensor],
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x ``[N, H, W, D]``, weight ``[N, H, W, window]`` and bias ``[N, 2 * Kh - 1, 2 * Kw - 1]`` → ``[N, H, W, D]``."""
     weight = _weights(weight, axes, bias, softmax).to(x.dtype)
-    if math.prod(length - kernel + 1 for length, kernel in axes) <= _SHARED_WINDOWS:
+    if _few_windows(axes):
         return _by_window(x, weight, axes)
-    return _by_tile(x, weight, axes, spread)
+    return _by_tile(x, weight, axes)
 
 
 def _by_window(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    """All positions of a window at once."""
+    """All rows of positions that share a window's rows at once; each is multiplied by all columns that windows have."""
     (height, kernel_height), (width, kernel_width) = axes
+    columns = range(width - kernel_width + 1)
     bands = []
     for row in range(height - kernel_height + 1):
         band = x[:, row : row + kernel_height]
+        windows = torch.cat([band[:, :, col : col + kernel_width].flatten(1, 2) for col in columns], -1)
         weights = weight[:, _sharing(row, height, kernel_height)]
-        parts = []
-        for col in range(width - kernel_width + 1):
-            part = weights[:, :, _sharing(col, width, kernel_width)]
-            window = band[:, :, col : col + kernel_width].flatten(1, 2)
-            parts.append((part.flatten(1, 2) @ window).unflatten(1, part.shape[1:3]))
-        bands.append(torch.cat(parts, 2))
+        products = (weights.flatten(1, 2) @ windows).unflatten(1, weights.shape[1:3]).chunk(len(columns), -1)
+        parts = (each[:, :, _sharing(col, width, kernel_width)] for col, each in zip(columns, products, strict=True))
+        bands.append(torch.cat(list(parts), 2))
     return torch.cat(bands, 1)
 
 
@@ -147,9 +160,7 @@ def _sharing(start: int, length: int, kernel: int) -> slice:
     return slice(start + kernel // 2 if start else 0, start + kernel // 2 + 1 if start < length - kernel else length)
 
 
-def _by_tile(
-    x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...], spread: Callable[..., torch.Tensor]
-) -> torch.Tensor:
+def _by_tile(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int], ...]) -> torch.Tensor:
     rows, cols = plans = [_axis(*axis) for axis in axes]
     for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
         if plan.queries.size != axis[0]:
@@ -165,7 +176,7 @@ def _by_tile(
         )
     )
     values = values.flatten(3, 4)
-    weight = spread(weight, axes, values.shape[3])
+    weight = _spread(weight, axes, values.shape[3])
     out = (weight.flatten(3, 4) @ values).unflatten(3, weight.shape[3:5])
     out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     for dim, (axis, plan) in enumerate(zip(axes, plans, strict=True), 1):
@@ -194,28 +205,11 @@ def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) 
     return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots, weight)
 
 
-class _Buffer:
-    """:func:`_spread` without a gradient into one matrix: every chunk fills the same places, the others stay zero."""
-
-    def __init__(self) -> None:
-        self._matrix: torch.Tensor | None = None
-
-    def __call__(self, weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
-        slots = (_held_slots if weight.device.type == "cpu" else _slots)(axes, weight.device)
-        if self._matrix is None or len(self._matrix) < len(weight):
-            self._matrix = weight.new_zeros(*weight.shape[:-1], keys)
-        return self._matrix[: len(weight)].scatter_(-1, slots.expand(weight.shape), weight)
-
-
 def _slots(axes: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
     """``[n, m, T, U, window]``: where among the keys of its tile each weight belongs."""
     rows, cols = (_make_table(*axis, "slots", device) for axis in axes)
     columns = _axis(*axes[1]).keys.shape[1]
     return (rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]).flatten(4)
-
-
-# A few megabytes each; as many as a model's stages ask for at one size.
-_held_slots = lru_cache(maxsize=8)(_slots)
 
 
 def _table(axis: tuple[int, int], name: str, like: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from parity import load_arrays, reference_input, relative_error, requires_fixture
 
-from attnzoo.kernels import dynamic_depthwise_conv, use_backend
+from attnzoo.kernels import _dynamic_conv_rows, dynamic_depthwise_conv, use_backend
 
 BACKENDS = ["reference", "torch"]
 # (H, W), kernel: shared windows, one tile, several, ragged ones, kernels that are not square.
@@ -81,6 +81,21 @@ def test_torch_is_the_reference(size, kernel, softmax, dtype, bound):
         assert relative_error(gradient, expected) < 10 * bound
 
 
+@pytest.mark.parametrize("heads_first", [False, True])
+@pytest.mark.parametrize("buffer_bytes", [1, 2**12, 2**21])
+@pytest.mark.parametrize(("size", "kernel"), CASES)
+def test_without_a_gradient(size, kernel, buffer_bytes, heads_first, monkeypatch):
+    monkeypatch.setattr(_dynamic_conv_rows, "_BUFFER_BYTES", buffer_bytes)
+    x, weight, bias = draw(size, kernel, batch=3)
+    if heads_first:
+        weight = weight.permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
+    with torch.no_grad():
+        for arguments in ((weight,), (weight, kernel, bias, True)):
+            if arguments[1:] or kernel[0] == kernel[1]:
+                found, truth = (run(backend, x, *arguments) for backend in ("torch", "reference"))
+                assert relative_error(found, truth) < 1e-12
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(3, 4), (4, 9)])
 def test_gradcheck(size, backend):
@@ -94,9 +109,11 @@ def test_half_precision(dtype, bound, backend):
     x, weight, bias = (each.to(dtype) for each in draw((14, 20), (13, 13), dtype=torch.float32))
     truth = run("reference", x.double(), weight.double(), 13, bias.double(), True)
     for logits in (weight, weight.float()):
-        found = run(backend, x, logits, 13, bias, softmax=True)
-        assert found.dtype == dtype
-        assert relative_error(found, truth) < bound
+        for without_gradient in (False, True):
+            with torch.set_grad_enabled(not without_gradient):
+                found = run(backend, x, logits, 13, bias, softmax=True)
+            assert found.dtype == dtype
+            assert relative_error(found, truth) < bound
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -122,6 +139,8 @@ def test_views_and_expanded_gradients(backend):
 def test_batch_of_none(backend):
     x, weight, bias = draw((14, 9), (5, 5), batch=0)
     assert run(backend, x, weight, 5, bias, softmax=True).shape == x.shape
+    with torch.no_grad():
+        assert run(backend, x, weight, 5, bias, softmax=True).shape == x.shape
 
 
 def test_compiles_and_exports_with_any_batch():
