@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 
 from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
-from ._linear import by_images, in_full_precision
+from ._linear import by_images, full_precision, in_full_precision
+from ._magnitude_aware import magnitude_aware_in_place
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 from .rotary import rotate
@@ -191,6 +192,11 @@ def _magnitude_aware_torch(
     scale: float,
     eps: float,
 ) -> torch.Tensor:
+    if q.device.type == "cpu" and may_overwrite(q):
+        if rotation is not None:
+            rotation = tuple(x.flatten(0, -2).to(compute_dtype(q.dtype)) for x in rotation)
+        with full_precision(q.device):
+            return magnitude_aware_in_place(q, k, v, rotation, scale, eps)
     turn = _rotator(rotation, q)
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

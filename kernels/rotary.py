@@ -12,7 +12,7 @@ import torch
 from ._checks import may_overwrite
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Turns each channel pair (j, j + D / 2) by its angle.
 
         out[j] = x[j] * cos[j] - x[j + D / 2] * sin[j],  out[j + D / 2] = x[j + D / 2] * cos[j] + x[j] * sin[j]
@@ -21,6 +21,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
         x: ``[..., D]``, D even, floating point.
         cos: cosines of the angles, broadcast to ``[..., D / 2]``, of x's dtype.
         sin: their sines, likewise.
+        out: where the result goes, of its shape and not x itself; only without a gradient.
 
     Returns:
         ``[..., D]`` of x's dtype.
@@ -32,7 +33,8 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
         raise ValueError(f"x must have an even number of channels, got shape {tuple(x.shape)}")
     first, second = x.chunk(2, dim=-1)
     if may_overwrite(x):
-        out = x.new_empty(torch.broadcast_shapes(x.shape, (*cos.shape[:-1], x.shape[-1])))
+        if out is None:
+            out = x.new_empty(torch.broadcast_shapes(x.shape, (*cos.shape[:-1], x.shape[-1])))
         left, right = out.chunk(2, dim=-1)
         torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
         torch.mul(second, cos, out=right).addcmul_(first, sin)

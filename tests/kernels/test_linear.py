@@ -6,7 +6,7 @@ import pytest
 import torch
 from parity import relative_error
 
-from attnzoo.kernels import linear_attention, magnitude_aware_linear_attention, use_backend
+from attnzoo.kernels import _magnitude_aware, linear_attention, magnitude_aware_linear_attention, use_backend
 from attnzoo.kernels.rotary import rotate
 
 BACKENDS = ["reference", "torch"]
@@ -113,6 +113,23 @@ def test_torch_is_the_reference(op, dtype, bound):
         q, k = features(op, q, k)
         truth = run(op, "reference", *(x.double() for x in (q, k, v)), **settings)
         assert relative_error(run(op, "torch", q, k, v, **settings), truth) < bound
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("buffer_bytes", [1, 2**11, 2**20])
+@pytest.mark.parametrize("space", SPACES)
+@torch.no_grad()
+def test_mala_without_a_gradient(space, buffer_bytes, rotated, monkeypatch):
+    monkeypatch.setattr(_magnitude_aware, "_BUFFER_BYTES", buffer_bytes)
+    q, k, v = draw(space, batch=5, value_width=3)
+    rotation = draw_rotation(space) if rotated else None
+    found, truth = (run("mala", backend, q, k, v, rotation=rotation) for backend in ("torch", "reference"))
+    assert relative_error(found, truth) < 1e-12
+    for dtype in (torch.float16, torch.bfloat16):
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+        found, truth = (run("mala", backend, q, k, v, rotation=rotation) for backend in ("torch", "reference"))
+        assert found.dtype == dtype
+        assert relative_error(found, truth) < 2 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("op", OPS)
