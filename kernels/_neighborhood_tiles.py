@@ -12,9 +12,10 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from ._checks import compute_dtype, is_traced
+from ._checks import compute_dtype, is_traced, may_overwrite
 from ._chunks import in_chunks
-from ._tiles import tile_plan
+from ._neighborhood_slabs import Masks, slab_attention, slab_axes
+from ._tiles import spread_bias, tile_plan
 
 
 # Dynamo would trace the making of the index tables; AOTAutograd and export see what is done with them.
@@ -29,6 +30,8 @@ def tiled_attention(
     scale: float,
 ) -> torch.Tensor:
     """The ``torch`` implementation of :func:`.neighborhood.neighborhood_attention`."""
+    if q.device.type == "cpu" and may_overwrite(q) and (axes := slab_axes(q, kernel, dilation)):
+        return slab_attention(q, k, v, axes, dilation, Masks(bias, kernel, axes, q), scale)
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
@@ -102,16 +105,7 @@ def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> tor
     if bias is None:
         bias = torch.zeros(1, *(2 * n - 1 for n in kernel), dtype=dtype, device=like.device)
     table = F.pad(bias.to(dtype), (0, 1) * axes, value=float("-inf"))
-    # The last axis first: its gather is element by element, those before it copy rows.
-    sizes: list[int] = []
-    for axis in reversed(range(axes)):
-        offsets = _table(problem, f"offsets{axis}", like)
-        table = table.index_select(axis + 1, offsets.flatten())
-        sizes = [*offsets.shape, *sizes]
-    table = table.reshape(-1, *sizes)
-    classes, queries, keys = (range(first, 1 + 3 * axes, 3) for first in (1, 2, 3))
-    table = table.permute(*classes, 0, *queries, *keys)
-    return table.flatten(2 * axes + 1).flatten(axes + 1, 2 * axes).flatten(0, axes - 1)
+    return spread_bias(table, [_table(problem, f"offsets{axis}", like) for axis in range(axes)])
 
 
 def _table(problem: tuple, name: str, like: torch.Tensor) -> torch.Tensor:

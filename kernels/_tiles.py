@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 # Queries per tile along the last axis and in all, and the axis that is taken whole; measured on AVX-512 CPUs, where
 # they matter little to within 20 %. A long tile wastes scores on keys outside windows, a short one copies more keys.
@@ -113,3 +114,24 @@ def _flatten(positions: list[np.ndarray], space: tuple[int, ...]) -> np.ndarray:
     for position, size in itertools.islice(zip(positions, space, strict=True), 1, None):
         flat = (flat[:, :, None] * size + position[:, None, :]).reshape(len(flat), -1)
     return flat
+
+
+def spread_bias(table: torch.Tensor, offsets: list[torch.Tensor]) -> torch.Tensor:
+    """A bias, and what is to be outside windows, for every query and key of a tile.
+
+    Args:
+        table: ``[heads, *(2 * K)]``, what is outside windows last along each axis.
+        offsets: per axis ``[classes, T, S]`` indices into it.
+
+    Returns:
+        ``[classes, heads, queries of a tile, keys of a tile]``; classes are row-major over the axes' classes.
+    """
+    # The last axis first: its gather is element by element, those before it copy rows.
+    axes, sizes = len(offsets), []
+    for axis in reversed(range(axes)):
+        table = table.index_select(axis + 1, offsets[axis].flatten())
+        sizes = [*offsets[axis].shape, *sizes]
+    table = table.reshape(-1, *sizes)
+    classes, queries, keys = (range(first, 1 + 3 * axes, 3) for first in (1, 2, 3))
+    table = table.permute(*classes, 0, *queries, *keys)
+    return table.flatten(2 * axes + 1).flatten(axes + 1, 2 * axes).flatten(0, axes - 1)

@@ -11,15 +11,22 @@ from fuzz_families import NAMES, TINY
 from torch import Tensor
 
 from attnzoo import kernels
-from attnzoo.kernels import _dynamic_conv_tiles, _neighborhood_tiles, _tiles
+from attnzoo.kernels import (
+    _dynamic_conv_rows,
+    _dynamic_conv_tiles,
+    _neighborhood_slabs,
+    _neighborhood_tiles,
+    _tiles,
+)
 
 THREADS = 50
 SIZES = [(17 + 7 * (i % 10), 20 + 11 * (i % 7)) for i in range(THREADS)]
 CACHES = (
     _tiles.tile_plan,
     _neighborhood_tiles._device_table,
+    _neighborhood_slabs.make_axis,
+    _dynamic_conv_rows.window_runs,
     _dynamic_conv_tiles._axis,
-    _dynamic_conv_tiles._held_slots,
     _dynamic_conv_tiles._device_table,
 )
 

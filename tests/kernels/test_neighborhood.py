@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import relative_error
 
-from attnzoo.kernels import neighborhood_attention, use_backend
+from attnzoo.kernels import _neighborhood_slabs, neighborhood_attention, use_backend
 
 BACKENDS = ["reference", "torch"]
 
@@ -125,6 +125,55 @@ def test_torch_is_the_reference_in_float32(space, kernel, dilation, biased):
     sizes = [kernel] * len(space) if isinstance(kernel, int) else kernel
     bias = draw_bias(3, sizes, torch.float32, grad=True) if biased else None
     check_alike(q, k, v, kernel, dilation, bias, 1e-6)
+
+
+# Tiles on both axes, on one, on neither; several dilation groups; kernels that are not square.
+SLABS = [
+    ((24, 28), 7, 1),
+    ((56, 10), 7, 1),
+    ((32, 42), (7, 5), 2),
+    ((21, 14), 7, (3, 2)),
+    ((15, 30), 3, (3, 1)),
+    ((48, 52), 13, 2),
+    ((48, 33), (11, 1), 1),
+]
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("buffer_bytes", [1, 2**15, 2**22])
+@pytest.mark.parametrize(("space", "kernel", "dilation"), SLABS, ids=str)
+@torch.no_grad()
+def test_without_a_gradient(space, kernel, dilation, buffer_bytes, biased, monkeypatch):
+    monkeypatch.setattr(_neighborhood_slabs, "_SCORE_BYTES", buffer_bytes)
+    monkeypatch.setattr(_neighborhood_slabs, "_COPY_BYTES", 32 * buffer_bytes)
+    torch.manual_seed(6)
+    q, k, v = draw(space, batch=3, width=3, value_width=5)
+    kernels, dilations = ((n, n) if isinstance(n, int) else n for n in (kernel, dilation))
+    assert _neighborhood_slabs.slab_axes(q, kernels, dilations)
+    bias = draw_bias(2, kernels) if biased else None
+    for values in (v, v[..., :3]):
+        found, truth = (run(backend, q, k, values, kernel, dilation, rel_pos_bias=bias) for backend in BACKENDS[::-1])
+        assert relative_error(found, truth) < 1e-12
+
+
+@pytest.mark.parametrize("factor", [1e-3, 30.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 300.0, -300.0])
+@torch.no_grad()
+def test_scores_beyond_the_range_of_exponentials(shift, factor):
+    torch.manual_seed(7)
+    q, k, v = draw((24, 28), batch=1, width=8, dtype=torch.float32)
+    bias = draw_bias(2, (7, 7), torch.float32) + shift
+    truth = run("reference", factor * q.double(), k.double(), v.double(), 7, rel_pos_bias=bias.double())
+    found, expected = (run(backend, factor * q, k, v, 7, rel_pos_bias=bias) for backend in BACKENDS[::-1])
+    assert relative_error(found, truth) <= 2 * relative_error(expected, truth) + 1e-6
+
+
+@torch.no_grad()
+def test_what_is_no_number_is_not_hidden():
+    q, k, v = draw((24, 28), batch=1)
+    k[0, 20, 20] = float("nan")
+    assert run("torch", q, k, v, 7)[0, 17:24, 17:24].isnan().all()
+    assert run("torch", q, k, v, 7)[0, :10].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
