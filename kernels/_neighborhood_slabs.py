@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._tiles import spread_bias
+from ._tiles import WHOLE, spread_bias
 
 # Rows and columns of a tile, about. A longer tile wastes scores on keys outside windows, a shorter one copies more.
 _TILE = (4, 7)
@@ -80,9 +80,13 @@ def slab_axes(q: torch.Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...
         return None
     sizes = zip(q.shape[1:3], kernel, dilation, _TILE, strict=True)
     rows, cols = (make_axis(n // step, size, target) for n, size, step, target in sizes)
-    if rows is None or cols is None or (rows.tiles == cols.tiles == 1 and max(dilation) == 1):
+    if rows is None or cols is None:
         return None
-    return rows, cols
+    if rows.tiles == cols.tiles == 1:
+        return (rows, cols) if max(dilation) > 1 else None
+    # A small group whose tiles each see most of its keys is faster as a whole.
+    members, keys = rows.members * cols.members, rows.keys * cols.keys
+    return None if members <= WHOLE**2 and members < 2 * keys else (rows, cols)
 
 
 class Masks:

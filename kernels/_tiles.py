@@ -17,11 +17,11 @@ import torch
 
 # Queries per tile along the last axis and in all, and the axis that is taken whole; measured on AVX-512 CPUs, where
 # they matter little to within 20 %. A long tile wastes scores on keys outside windows, a short one copies more keys.
-# A group of up to _WHOLE squared is one tile: so few scores cost less than many small products.
+# A group of up to WHOLE squared is one tile: so few scores cost less than many small products.
 _TILE = 7
 _TILE_1D = 32
 _TILE_QUERIES = 28
-_WHOLE = 14
+WHOLE = 14
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def _tile_sizes(members: list[int]) -> list[int]:
     """Queries per tile along each axis, from the longest group of each."""
     if len(members) == 1:
         return [min(members[0], _TILE_1D)]
-    if math.prod(members) <= _WHOLE**2:
+    if math.prod(members) <= WHOLE**2:
         return members
-    last = members[-1] if members[-1] <= _WHOLE else _TILE
+    last = members[-1] if members[-1] <= WHOLE else _TILE
     sizes, room = [last], max(1, _TILE_QUERIES // last)
     for n in reversed(members[:-1]):
         size = n if n <= _TILE else min(n, max(room, 2))

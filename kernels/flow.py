@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ._causal_flow import causal_flow_in_place
 from ._checks import may_overwrite
 from ._cross import check_cross_qkv
-from ._linear import by_images, in_full_precision
+from ._linear import by_images, full_precision, in_full_precision
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
@@ -115,6 +116,9 @@ def _reference(
 def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
 ) -> torch.Tensor:
+    if causal and q.device.type == "cpu" and may_overwrite(q):
+        with full_precision(q.device):
+            return causal_flow_in_place(q, k, v, eps, outer_eps)
     run = _causal if causal else _non_causal
     return by_images(lambda q, k, v: run(q, k, v, eps, outer_eps), q, k, v)
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +94,23 @@ def test_sides_take_turns():
     collapsed = "".join(x for x, before in zip(turns, " " + turns, strict=False) if x != before)
     assert collapsed[-6:] == "ababab"
     assert [t.samples for t in timings] == [3, 3]
+
+
+def test_a_sample_follows_an_untimed_call():
+    order = []
+
+    def call(name):
+        def work():
+            order.append(name)
+            done = time.process_time() + 0.006  # more than a sample: called once in each
+            while time.process_time() < done:
+                pass
+
+        return work
+
+    timing.take_turns([call("a"), call("b")], 4, CPU)
+    # Twice at first, then twice a turn: the warm-up and the sample.
+    assert "".join(order) == "aabb" * 5
 
 
 def test_median_of_undisturbed_samples():

@@ -27,6 +27,7 @@ How to read the tables of ops:
   `natten 0.14.6 (C++)`, with which the published checkpoints were trained, has it.
 - **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
   are not part of; that they compete for caches and memory still shows. On more threads it is the wall clock's.
+  Every sample follows an untimed call of the same form: the caches hold what that one left, not another form's.
   The C library's allocator is set to the thresholds that it settles at in a long run: blocks of 32 MB and more are
   fresh memory at every call, whose page faults are part of the time, smaller ones are used again.
 - **× ours**: time over that of `torch`; above 1 the form is slower.

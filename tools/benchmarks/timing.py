@@ -59,8 +59,11 @@ class Timing:
 def take_turns(calls: Sequence[Call], repeat: int, device: "torch.device") -> list[Timing]:
     """Times calls in turn, A B C A B C …, so that what else the machine does falls on all of them.
 
+    A call is made once untimed before each of its samples, so that none pays for what the call before it put into the
+    caches and gave back to the system; slow calls, beside which that is nothing, only before their first one.
+
     Args:
-        calls: what is timed; each is called twice untimed.
+        calls: what is timed.
         repeat: samples of each; slow calls get fewer.
     """
     lengths = []
@@ -70,6 +73,8 @@ def take_turns(calls: Sequence[Call], repeat: int, device: "torch.device") -> li
     samples: list[list[tuple[float, bool]]] = [[] for _ in calls]
     for turn in range(repeat):
         for call, length, taken in zip(calls, lengths, samples, strict=True):
+            if length <= _SLOW:
+                call()
             if length <= _SLOW or turn < _SLOW_SAMPLES:
                 taken.append(_sample(call, max(1, min(50, round(_SAMPLE_SECONDS / length))), device))
     return [summarize(taken) for taken in samples]

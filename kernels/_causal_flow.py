@@ -1,0 +1,166 @@
+"""Causal flow-attention on a CPU without a gradient: a segment of the sequence at a time, in buffers.
+
+What a segment needs of earlier ones are sums over them, which are carried along: memory does not grow with the length.
+Inside a segment pairs are multiplied chunk by chunk; its chunks are batched but for the values' states, one after
+another in one buffer.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ._checks import compute_dtype
+
+# Tokens of a chunk: of a longer one more pairs are multiplied for nothing, shorter ones make smaller products.
+_CHUNK = 32
+# Tokens of a segment, and what the features of its queries may take, for every thread.
+_SEGMENT = 512
+_BUFFER_BYTES = 2**21
+
+
+def causal_flow_in_place(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float
+) -> torch.Tensor:
+    """The result of the causal :func:`.flow.flow_attention` for ``[B, N, heads, D]`` and values ``[B, N, heads, Dv]``."""
+    out = v.new_empty(v.shape)
+    if not out.numel():
+        return out
+    maps = [x.transpose(1, 2) for x in (q, k, v, out)]
+    buffers = _Buffers(q, v)
+    for images in zip(*(x.split(buffers.images) for x in maps), strict=True):
+        sequence = _Sequence(buffers, len(images[0]), q.shape[-1] * eps**2 + outer_eps, eps)
+        for segment in zip(*(x.split(buffers.tokens, 2) for x in images), strict=True):
+            sequence.extend(*segment)
+    return out
+
+
+class _Buffers:
+    """Room for a segment of ``tokens`` of some ``images``, all heads."""
+
+    def __init__(self, q: torch.Tensor, v: torch.Tensor) -> None:
+        batch, length, heads, width = q.shape
+        dtype = compute_dtype(q.dtype)
+        self.tokens = min(_SEGMENT, -(-length // _CHUNK) * _CHUNK)
+        image_bytes = heads * self.tokens * width * dtype.itemsize
+        self.images = min(max(1, _BUFFER_BYTES * torch.get_num_threads() // image_bytes), max(1, batch))
+        empty = q.new_empty(0, dtype=dtype)
+        self.queries, self.keys = (empty.new_empty(self.images, heads, self.tokens, width) for _ in "qk")
+        chunks = self.images * heads * self.tokens // _CHUNK
+        self.to_queries, self.to_keys = (empty.new_empty(chunks, _CHUNK, _CHUNK) for _ in "qk")
+        # Values and the weights of sinks; what is not filled at the sequence's end is multiplied by zeros.
+        self.values = empty.new_zeros(self.images, heads, _CHUNK, v.shape[-1] + 1)
+        self.results = empty.new_empty(self.values.shape)
+        self.state = empty.new_empty(self.images, heads, width, v.shape[-1] + 1)
+
+
+class _Sequence:
+    """Some images, all of whose heads are one axis, G; extended by segments of T tokens in chunks of C."""
+
+    def __init__(self, buffers: _Buffers, images: int, constant: float, eps: float) -> None:
+        self._buffers, self._images, self._constant, self._eps = buffers, images, constant, eps
+        self._heads = images * buffers.queries.shape[1]
+        self._state = buffers.state[:images].flatten(0, 1).zero_()
+        self._sums: dict[str, torch.Tensor] = {}
+        self._length = 0
+
+    def extend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """q and k ``[images, heads, n, D]``, v ``[images, heads, n, Dv]`` into out."""
+        tokens = -(-q.shape[2] // _CHUNK) * _CHUNK
+        q, k = (
+            _features(x, buffer[: self._images, :, :tokens])
+            for x, buffer in ((q, self._buffers.queries), (k, self._buffers.keys))
+        )
+        chunks = slice(q.shape[0])
+        to_queries, to_keys = self._buffers.to_queries[chunks], self._buffers.to_keys[chunks]
+        torch.bmm(q, k.transpose(1, 2), out=to_keys)
+        torch.tril(to_keys, out=to_queries)
+        to_keys.triu_()
+        count = torch.arange(self._length + 1, self._length + tokens + 1, dtype=q.dtype, device=q.device)
+        flows = self._flows(q, k, to_queries, to_keys, count)
+        self._aggregate(q, k, v, to_queries, flows, count, out)
+        self._length += tokens
+
+    def _flows(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        to_queries: torch.Tensor,
+        to_keys: torch.Tensor,
+        count: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """``[G, T]``: incoming flows, the sources' competition, the sinks' weights, and what eps adds to the sinks."""
+        q_sum, k_sum = (x.sum(-1).view(self._heads, -1) for x in (q, k))
+        earlier = self._before("keys", k.sum(-2, keepdim=True))
+        received = to_queries.sum(-1, keepdim=True).baddbmm_(q, earlier.transpose(1, 2))
+        incoming = self._rest("k", q_sum, k_sum).add_(received.view(self._heads, -1))
+
+        weights = torch.stack([torch.ones_like(incoming), count / incoming], 1)
+        chunks = weights.view(self._heads, 2, -1, _CHUNK).transpose(1, 2).flatten(0, 1)
+        earlier = self._before("queries", chunks @ q)
+        sent = torch.bmm(chunks, to_keys).baddbmm_(earlier, k.transpose(1, 2))
+        outgoing, source = sent.view(self._heads, -1, 2, _CHUNK).transpose(1, 2).flatten(2).unbind(1)
+        outgoing = self._rest("q", k_sum, q_sum).add_(outgoing)
+        source = self._rest("weighted q", k_sum, q_sum * weights[:, 1]).add_(source)
+
+        source = source.div_(count).clamp_(-1, 1).exp_()
+        competition = (source / self._running("source", source)).mul_(count)
+        weight = count / outgoing
+        return incoming, competition, weight, self._rest("weighted k", q_sum, k_sum * weight)
+
+    def _aggregate(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        to_queries: torch.Tensor,
+        flows: tuple[torch.Tensor, ...],
+        count: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """Chunk after chunk, while its values are in the cache."""
+        space = self._images, -1
+        q, k, to_queries = (x.view(self._heads, -1, *x.shape[1:]) for x in (q, k, to_queries))
+        count, *flows = (x.unflatten(-1, (-1, _CHUNK)) for x in (count, *flows))
+        incoming, competition, weight, rest = flows
+        whole, result = self._buffers.values[: self._images], self._buffers.results[: self._images]
+        values, results = whole.flatten(0, 1), result.flatten(0, 1)
+        for chunk, (source, target) in enumerate(zip(v.split(_CHUNK, 2), out.split(_CHUNK, 2), strict=True)):
+            tokens = source.shape[2]
+            scale = competition[:, chunk, :tokens].unflatten(0, space)
+            torch.mul(source, scale.unsqueeze(-1), out=whole[:, :, :tokens, :-1])
+            values[..., -1] = weight[:, chunk]
+            torch.bmm(to_queries[:, chunk], values, out=results)
+            results.baddbmm_(q[:, chunk], self._state)
+            self._state.baddbmm_(k[:, chunk].transpose(1, 2), values)
+            sink = results[..., -1].add(rest[:, chunk]).div_(count[chunk]).sigmoid_().div_(incoming[:, chunk])
+            scale = sink.unflatten(0, space).unsqueeze(-1)
+            torch.mul(result[:, :, :tokens, :-1], scale[:, :, :tokens], out=target)
+
+    def _rest(self, name: str, x_sum: torch.Tensor, y_sum: torch.Tensor) -> torch.Tensor:
+        """What (x + eps) . (running sum of y + eps) + outer_eps, ``[G, T]``, is more than x . (running sum of y)."""
+        return self._running(name, y_sum).add(x_sum).mul_(self._eps).add_(self._constant)
+
+    def _before(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The sum of ``[G * chunks, ...]`` over all earlier chunks."""
+        chunks = x.view(self._heads, -1, *x.shape[1:])
+        return self._running(name, chunks).sub(chunks).view_as(x)
+
+    def _running(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The running sum of ``[G, tokens or chunks, ...]`` from the sequence's beginning, to be left as it is."""
+        total = x.cumsum(1)
+        if name in self._sums:
+            total += self._sums[name]
+        self._sums[name] = total[:, -1:]
+        return total
+
+
+def _features(x: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """sigmoid of ``[images, heads, n, D]`` in the buffer's first tokens → all chunks ``[chunks of all heads, C, D]``."""
+    tokens = x.shape[2]
+    if x.dtype == buffer.dtype:
+        torch.sigmoid(x, out=buffer[:, :, :tokens])
+    else:
+        buffer[:, :, :tokens].copy_(x).sigmoid_()
+    # No token sees what comes after the last one; their own divisions have to stay finite.
+    buffer[:, :, tokens:] = 0.5
+    return buffer.reshape(-1, _CHUNK, x.shape[-1])
