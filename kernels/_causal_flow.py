@@ -21,7 +21,7 @@ _BUFFER_BYTES = 2**21
 def causal_flow_in_place(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float
 ) -> torch.Tensor:
-    """The result of the causal :func:`.flow.flow_attention` for ``[B, N, heads, D]`` and values ``[B, N, heads, Dv]``."""
+    """The result of the causal :func:`.flow.flow_attention`: q, k ``[B, N, heads, D]``, v ``[B, N, heads, Dv]``."""
     out = v.new_empty(v.shape)
     if not out.numel():
         return out
@@ -155,7 +155,7 @@ class _Sequence:
 
 
 def _features(x: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """sigmoid of ``[images, heads, n, D]`` in the buffer's first tokens → all chunks ``[chunks of all heads, C, D]``."""
+    """sigmoid of ``[images, heads, n, D]`` into the buffer's first tokens → all its chunks ``[chunks, C, D]``."""
     tokens = x.shape[2]
     if x.dtype == buffer.dtype:
         torch.sigmoid(x, out=buffer[:, :, :tokens])

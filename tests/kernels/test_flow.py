@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from parity import load_arrays, reference_input, reference_state, relative_error, requires_fixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnzoo.kernels import flow_attention, use_backend
+from attnzoo.kernels import _causal_flow, flow_attention, use_backend
 
 BACKENDS = ["reference", "torch"]
 SEQUENCE = ["op_flow_attention", "op_flow_attention_self_length", "op_flow_attention_causal"]
@@ -110,13 +110,49 @@ def test_torch_is_the_reference(causal, dtype, bound):
             assert relative_error(run("torch", q, k, v, **settings), truth) < bound
 
 
+# Segments of one chunk, of three with one image at a time, and as they are.
+@pytest.mark.parametrize(("segment", "buffer_bytes"), [(32, 2**21), (96, 1), (512, 2**21)])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 97, 515])
+@torch.no_grad()
+def test_causal_without_a_gradient(length, segment, buffer_bytes, monkeypatch):
+    monkeypatch.setattr(_causal_flow, "_SEGMENT", segment)
+    monkeypatch.setattr(_causal_flow, "_BUFFER_BYTES", buffer_bytes)
+    torch.manual_seed(3)
+    q, k, v = torch.randn(5, length, 3, 2, 6, dtype=torch.float64).unbind(2)
+    for values in (v, v[..., :3]):
+        for eps in (0.0, 1e-3):
+            truth, found = (run(name, q, k, values, causal=True, eps=eps, outer_eps=eps) for name in BACKENDS)
+            assert relative_error(found, truth) < 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@torch.no_grad()
+def test_causal_without_a_gradient_in_lower_precision(dtype, bound):
+    torch.manual_seed(4)
+    q, k, v = (x.to(dtype) for x in draw(1100, width=16, value_width=8))
+    truth = run("reference", q.double(), k.double(), v.double(), causal=True)
+    found = run("torch", q, k, v, causal=True)
+    assert found.dtype == dtype
+    assert relative_error(found, truth) < bound
+
+
+@torch.no_grad()
+def test_what_is_no_number_stays_in_its_image():
+    q, k, v = draw(70, batch=3)
+    v[1, 10, 0, 2] = float("nan")
+    found = run("torch", q, k, v, causal=True)
+    assert torch.equal(found.isnan(), run("reference", q, k, v, causal=True).isnan())
+
+
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_causal_result_knows_nothing_of_later_tokens(backend):
+def test_causal_result_knows_nothing_of_later_tokens(backend, grad):
     q, k, v = draw(150)
-    whole = run(backend, q, k, v, causal=True)
-    for length in (1, 64, 100):
-        part = run(backend, *(x[:, :length] for x in (q, k, v)), causal=True)
-        torch.testing.assert_close(whole[:, :length], part, rtol=1e-12, atol=1e-12)
+    with torch.set_grad_enabled(grad):
+        whole = run(backend, q, k, v, causal=True)
+        for length in (1, 64, 100):
+            part = run(backend, *(x[:, :length] for x in (q, k, v)), causal=True)
+            torch.testing.assert_close(whole[:, :length], part, rtol=1e-12, atol=1e-12)
 
 
 class _Largest(TorchDispatchMode):
@@ -126,9 +162,20 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
+        if isinstance(out, torch.Tensor) and not func.is_view:
             self.elements = max(self.elements, out.numel())
         return out
+
+
+@torch.no_grad()
+def test_causal_memory_but_for_the_result_knows_no_length():
+    largest = []
+    for length in (2048, 8192):
+        q, k, v = draw(length, batch=1, heads=2, value_width=1, dtype=torch.float32)
+        with _Largest() as seen:
+            out = run("torch", q, k, v, causal=True)
+        largest.append(seen.elements)
+    assert largest[0] == largest[1] > out.numel()
 
 
 @pytest.mark.parametrize("causal", [False, True])
