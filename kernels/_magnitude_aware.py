@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ._checks import compute_dtype
+from ._linear import products_with
 from .rotary import rotate
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -80,7 +81,7 @@ def _aggregate(
     state *= scale / tokens
     for ((query, result), (features, spare, turned, value)), angle in zip(buffers.blocks(q, out), angles, strict=True):
         _features(query, features, spare)
-        z = features @ key_mean.unsqueeze(-1)
+        z = products_with(key_mean, features).unsqueeze(-1)
         torch.matmul(_turned(features, angle, turned), state, out=value)
         value.mul_((z + eps).reciprocal_().add_(1))
         if result.dtype == value.dtype:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from ._causal_flow import causal_flow_in_place
 from ._checks import may_overwrite
 from ._cross import check_cross_qkv
-from ._linear import by_images, full_precision, in_full_precision
+from ._linear import by_images, full_precision, in_full_precision, products_with, weighted_sum
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
@@ -128,16 +128,17 @@ def _non_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, o
     length = k.shape[-2]
 
     def flow(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        # (x + eps) . (total + eps) without a copy of x: total is one column.
+        # (x + eps) . (total + eps) without a copy of x.
         total = total + eps
-        return x @ total + (eps * total.sum(-2, keepdim=True) + outer_eps)
+        return products_with(total, x) + (eps * total.sum(-1, keepdim=True) + outer_eps)
 
-    incoming = 1 / flow(q, k.sum(-2).unsqueeze(-1))
-    outgoing = 1 / flow(k, q.sum(-2).unsqueeze(-1))
-    sink = flow(q, k.transpose(-1, -2) @ outgoing)
-    source = flow(k, q.transpose(-1, -2) @ incoming).clamp(-1, 1)
-    state = k.transpose(-1, -2) @ (v * (source.softmax(-2) * length))
-    out, factor = q @ state, incoming * (sink * (q.shape[-2] / length)).sigmoid()
+    incoming = 1 / flow(q, k.sum(-2))
+    outgoing = 1 / flow(k, q.sum(-2))
+    sink = flow(q, weighted_sum(outgoing, k))
+    source = flow(k, weighted_sum(incoming, q)).clamp(-1, 1)
+    competition = (source.softmax(-1) * length).unsqueeze(-1)
+    state = k.transpose(-1, -2) @ (v * competition)
+    out, factor = q @ state, (incoming * (sink * (q.shape[-2] / length)).sigmoid()).unsqueeze(-1)
     return out.mul_(factor) if may_overwrite(out) else out * factor
 
 

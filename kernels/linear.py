@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
-from ._linear import by_images, full_precision, in_full_precision
+from ._linear import by_images, full_precision, in_full_precision, products_with
 from ._magnitude_aware import magnitude_aware_in_place
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
@@ -139,8 +139,8 @@ def _linear_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: fl
 
 def _linear_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        total = k.sum(-2).unsqueeze(-1)
-        out, weights = q @ (k.transpose(-1, -2) @ v), (q @ total).clamp(min=eps)
+        weights = products_with(k.sum(-2), q).clamp(min=eps).unsqueeze(-1)
+        out = q @ (k.transpose(-1, -2) @ v)
         return out.div_(weights) if may_overwrite(out) else out / weights
 
     # One head is not copied: there is nothing to keep in cache.
@@ -201,7 +201,7 @@ def _magnitude_aware_torch(
 
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k = _features(q), _features(k)
-        z = q @ (k.mean(-2) * scale).unsqueeze(-1)
+        z = products_with(k.mean(-2) * scale, q).unsqueeze(-1)
         state = turn(k).transpose(-1, -2) @ v * (scale / k.shape[-2])
         out, mean = turn(q) @ state, v.mean(-2, keepdim=True)
         if may_overwrite(out):
