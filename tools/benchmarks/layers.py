@@ -123,7 +123,7 @@ def difference(layer: "nn.Module", published: "Callable[..., Tensor]", x: "Tenso
     import torch
 
     with torch.no_grad():
-        ours, theirs = _first(layer(x)), published(layer, x)
+        ours, theirs = _first(layer(x)), _first(published(layer, x))
     return float((ours - theirs).norm() / theirs.norm())
 
 

@@ -33,19 +33,25 @@ def routing(layer: nn.Module, x: Tensor) -> Tensor:
     return layer.proj(out + position)
 
 
-def sparsifiner(layer: nn.Module, x: Tensor) -> Tensor:
-    """Sparsifiner's layer: dense masks from two selections, dense scores, and a softmax cleared of empty rows."""
+def sparsifiner(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Sparsifiner's layer: dense masks from two selections, dense scores, and a softmax cleared of empty rows.
+
+    It hands on everything that it makes, and makes one thing only to hand it on: the softmax of the scores without the
+    mask.
+    """
     predictor, heads = layer.predictor, layer.num_heads
     q, k, v = layer.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     reduced = predictor.proj_c_k(k).transpose(-2, -1) @ predictor.proj_n
-    coefficients = (predictor.proj_c_q(q[:, :, 1:]) @ reduced * predictor.scale).softmax(-1)
-    best = coefficients.topk(predictor.basis_coef_topk)
+    coefficients = (predictor.proj_c_q(q) @ reduced * predictor.scale)[:, :, 1:].softmax(-1)
+    best = coefficients.topk(predictor.basis_coef_topk, sorted=False)
     coefficients = torch.zeros_like(coefficients).scatter_(-1, best.indices, best.values)
-    basis = predictor.proj_back_n.abs().t()
-    scores = coefficients @ torch.where(basis > predictor.basis_threshold, basis, 0.0)
-    budget = math.ceil(predictor.attn_keep_rate * scores.shape[-1])
-    mask = torch.zeros_like(scores).scatter_(-1, scores.topk(budget).indices, 1.0)
+    basis = nn.functional.threshold(predictor.proj_back_n.t().abs(), predictor.basis_threshold, 0.0)
+    estimate = coefficients @ basis
+    budget = math.ceil(predictor.attn_keep_rate * estimate.shape[-1])
+    chosen = estimate.clone().topk(budget, sorted=False).indices
+    mask = torch.zeros_like(estimate).scatter_(-1, chosen, 1.0)
     mask = torch.cat([mask.new_ones(len(x), heads, 1, mask.shape[-1]), mask], dim=2)
     weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    weights = weights.masked_fill(~mask.bool(), float("-inf")).softmax(-1).nan_to_num()
-    return layer.proj((weights @ v).transpose(1, 2).flatten(2))
+    unmasked = weights.clone().softmax(-1)
+    weights = weights.masked_fill_(~mask.bool(), float("-inf")).softmax(-1).nan_to_num()
+    return layer.proj((weights @ v).transpose(1, 2).flatten(2)), weights, unmasked, mask, estimate, coefficients
