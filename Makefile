@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite gpu bench clean faults fuzz browser app-picture
+.PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite gpu on-gpu natten-peer bench clean faults fuzz browser app-picture
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -109,10 +109,30 @@ PATTERN ?= *
 timm-suite: $(VENV)/.installed-dev
 	$(BIN)/python tests/timm_suite/run.py "$(PATTERN)" -n $(JOBS)
 
+# On a GPU: the interpreter's cases natively, once more under compute-sanitizer, then every figure of docs/benchmarks.md
+# that needs one. Without PyTorch's cache every tensor is an allocation of its own, whose bounds the sanitizer sees.
+GPU_MODELS := biformer_tiny dinat_tiny overlock_tiny mavit_tiny
 gpu: $(VENV)/.installed-dev
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-	  $(BIN)/python -m pytest tests/interp && $(BIN)/attnzoo bench ops --device cuda --json results/gpu-ops.json; \
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(MAKE) on-gpu; \
 	else echo "make gpu: no GPU here, nothing to run"; fi
+
+on-gpu:
+	$(BIN)/python -m pytest tests/interp
+	@if command -v compute-sanitizer >/dev/null; then \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+	    $(BIN)/python -m pytest tests/interp -q --timeout 0; \
+	else echo "make gpu: compute-sanitizer is not on PATH (the CUDA toolkit has it); memory was not checked"; fi
+	$(BIN)/attnzoo bench ops --device cuda --dtype bfloat16 --batch 128 --json results/gpu-ops.json
+	$(BIN)/attnzoo bench ops --device cuda --dtype bfloat16 --batch 128 --backward --json results/gpu-ops-backward.json
+	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 128 --backend auto,torch --compile \
+	  --json results/gpu-models.json
+	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 2 --img-size 224,512,1024,2048 \
+	  --json results/gpu-resolution.json
+
+# NATTEN 0.14.6's own CPU kernels, beside which PYTHONPATH=build/natten attnzoo bench ops neighborhood_attention times ours.
+natten-peer: $(VENV)/.installed-dev
+	$(BIN)/python tests/natten_peer/build.py
+	$(BIN)/python tests/natten_peer/build.py --serial
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/attnzoo bench ops

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from ._checks import compute_dtype
+from ._flow_in_place import sigmoid
 
 # Tokens of a chunk: of a longer one more pairs are multiplied for nothing, shorter ones make smaller products.
 _CHUNK = 32
@@ -157,10 +158,7 @@ class _Sequence:
 def _features(x: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
     """sigmoid of ``[images, heads, n, D]`` into the buffer's first tokens → all its chunks ``[chunks, C, D]``."""
     tokens = x.shape[2]
-    if x.dtype == buffer.dtype:
-        torch.sigmoid(x, out=buffer[:, :, :tokens])
-    else:
-        buffer[:, :, :tokens].copy_(x).sigmoid_()
+    sigmoid(x, buffer[:, :, :tokens])
     # No token sees what comes after the last one; their own divisions have to stay finite.
     buffer[:, :, tokens:] = 0.5
     return buffer.reshape(-1, _CHUNK, x.shape[-1])

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from ._causal_flow import causal_flow_in_place
 from ._checks import may_overwrite
 from ._cross import check_cross_qkv
-from ._linear import by_images, full_precision, in_full_precision, products_with, weighted_sum
+from ._flow_in_place import flow_in_place, flows
+from ._linear import by_images, full_precision, in_full_precision
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
@@ -116,30 +117,17 @@ def _reference(
 def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
 ) -> torch.Tensor:
-    if causal and q.device.type == "cpu" and may_overwrite(q):
+    if q.device.type == "cpu" and may_overwrite(q):
         with full_precision(q.device):
-            return causal_flow_in_place(q, k, v, eps, outer_eps)
+            return (causal_flow_in_place if causal else flow_in_place)(q, k, v, eps, outer_eps)
     run = _causal if causal else _non_causal
     return by_images(lambda q, k, v: run(q, k, v, eps, outer_eps), q, k, v)
 
 
 def _non_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float) -> torch.Tensor:
     q, k = q.sigmoid(), k.sigmoid()
-    length = k.shape[-2]
-
-    def flow(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        # (x + eps) . (total + eps) without a copy of x.
-        total = total + eps
-        return products_with(total, x) + (eps * total.sum(-1, keepdim=True) + outer_eps)
-
-    incoming = 1 / flow(q, k.sum(-2))
-    outgoing = 1 / flow(k, q.sum(-2))
-    sink = flow(q, weighted_sum(outgoing, k))
-    source = flow(k, weighted_sum(incoming, q)).clamp(-1, 1)
-    competition = (source.softmax(-1) * length).unsqueeze(-1)
-    state = k.transpose(-1, -2) @ (v * competition)
-    out, factor = q @ state, (incoming * (sink * (q.shape[-2] / length)).sigmoid()).unsqueeze(-1)
-    return out.mul_(factor) if may_overwrite(out) else out * factor
+    factor, competition = flows(q, k, eps, outer_eps)
+    return q @ (k.transpose(-1, -2) @ (v * competition.unsqueeze(-1))) * factor.unsqueeze(-1)
 
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from parity import load_arrays, reference_input, reference_state, relative_error, requires_fixture
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnzoo.kernels import _causal_flow, flow_attention, use_backend
+from attnzoo.kernels import _causal_flow, _flow_in_place, flow_attention, use_backend
 
 BACKENDS = ["reference", "torch"]
 SEQUENCE = ["op_flow_attention", "op_flow_attention_self_length", "op_flow_attention_causal"]
@@ -97,9 +97,10 @@ def test_causal_is_the_definition(length, backend):
     assert relative_error(found[0, :, 0], expected) < 1e-12
 
 
+@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
-def test_torch_is_the_reference(causal, dtype, bound):
+def test_torch_is_the_reference(causal, dtype, bound, grad):
     for queries, keys in ((1, 1), (63, 63), (64, 64), (65, 65), (515, 515), (31, 200), (200, 31)):
         if causal and queries != keys:
             continue
@@ -107,7 +108,18 @@ def test_torch_is_the_reference(causal, dtype, bound):
             q, k, v = draw(queries, keys, width=16, value_width=8, dtype=dtype)
             settings = dict(causal=causal, eps=eps, outer_eps=eps)
             truth = run("reference", q.double(), k.double(), v.double(), **settings)
-            assert relative_error(run("torch", q, k, v, **settings), truth) < bound
+            with torch.set_grad_enabled(grad):
+                assert relative_error(run("torch", q, k, v, **settings), truth) < bound
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 2**20])
+@torch.no_grad()
+def test_views_without_a_gradient(buffer_bytes, monkeypatch):
+    monkeypatch.setattr(_flow_in_place, "_BUFFER_BYTES", buffer_bytes)
+    q, k, v = torch.randn(5, 33, 3, 2, 6, dtype=torch.float64).unbind(2)
+    for keys, values in ((k, v), (k[:, :20], v[:, :20, :, :3])):
+        found, truth = (run(name, q, keys, values, eps=1e-3, outer_eps=1e-2) for name in BACKENDS[::-1])
+        assert relative_error(found, truth) < 1e-12
 
 
 # Segments of one chunk, of three with one image at a time, and as they are.
@@ -125,13 +137,14 @@ def test_causal_without_a_gradient(length, segment, buffer_bytes, monkeypatch):
             assert relative_error(found, truth) < 1e-12
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 @torch.no_grad()
-def test_causal_without_a_gradient_in_lower_precision(dtype, bound):
+def test_lower_precision_without_a_gradient(dtype, bound, causal):
     torch.manual_seed(4)
     q, k, v = (x.to(dtype) for x in draw(1100, width=16, value_width=8))
-    truth = run("reference", q.double(), k.double(), v.double(), causal=True)
-    found = run("torch", q, k, v, causal=True)
+    truth = run("reference", q.double(), k.double(), v.double(), causal=causal)
+    found = run("torch", q, k, v, causal=causal)
     assert found.dtype == dtype
     assert relative_error(found, truth) < bound
 
@@ -239,7 +252,9 @@ def test_views_and_expanded_gradients(causal, backend):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batch_of_none(causal, backend):
-    assert run(backend, *draw(5, batch=0, value_width=3), causal=causal).shape == (0, 5, 2, 3)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert run(backend, *draw(5, batch=0, value_width=3), causal=causal).shape == (0, 5, 2, 3)
 
 
 @pytest.mark.parametrize("causal", [False, True])

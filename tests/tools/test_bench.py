@@ -263,12 +263,23 @@ def test_a_model_of_each_family():
 
 def test_goals_are_judged_by_the_peer_they_name():
     case = CHEAPEST["dynamic_depthwise_conv"]
-    side = [{"form": "published", "ratio": 2.0}, {"form": "torch", "ratio": 1.0}]
+    side = [{"form": "published", "seconds": 4.0}, {"form": "torch", "seconds": 2.0}]
     row = {"op": case.op, "case": case.label, "sides": side}
-    report = {"subject": "ops", "setting": {"backward": False}, "rows": [row]}
+    report = {"subject": "ops", "setting": {"backward": False, "compile": False}, "rows": [row]}
     assert docs.goals(report) == [(f"{case.op}, {case.label}", "published", 50, 2.0)]
-    assert docs.goals({**report, "setting": {"backward": True}}) == []
+    assert docs.goals({**report, "setting": {"backward": True, "compile": False}}) == []
     row["sides"] = side[1:]
+    assert docs.goals(report) == []
+
+
+def test_compiled_goals_are_judged_by_the_compiled_form():
+    case = CHEAPEST["magnitude_aware_linear_attention"]
+    seconds = {"published": 6.0, "torch": 4.0, "torch, compiled": 2.0}
+    sides = [{"form": form, "seconds": value} for form, value in seconds.items()]
+    row = {"op": case.op, "case": case.label, "sides": sides}
+    report = {"subject": "ops", "setting": {"backward": False, "compile": True}, "rows": [row]}
+    assert docs.goals(report) == [(f"{case.op}, {case.label}", "published", 2, 3.0)]
+    row["sides"] = sides[:2]
     assert docs.goals(report) == []
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..cli import UserError
 from ..files import write_atomic
@@ -10,7 +11,7 @@ from .report import Report, markdown, read_report
 _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
 _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
-_NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, "models", "models-compiled")
+_NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, "models", "models-backward")
 
 _HEAD = """# Benchmarks
 
@@ -113,13 +114,12 @@ def _section(path: Path) -> str:
     note = {"natten": _NATTEN + "\n", "natten-serial": _NATTEN_SERIAL + "\n"}.get(name, "")
     text = f"## {title}\n\n{note}`{setting['command']} --json results/{path.name}`\n\n{markdown(report)}"
     if aims := goals(report):
-        text += "\n" + _verdicts(aims)
+        text += "\n" + _verdicts(aims, "compiled" if setting["compile"] else "eager")
     return text
 
 
 def goals(report: Report) -> list[tuple[str, str, float, float]]:
     """For each goal that a report tells about: the case, the peer, the factor aimed at and the one measured."""
-    from .cases import CASES
     from .layers import CASES as LAYERS
 
     if report["subject"] == "layers":
@@ -133,22 +133,37 @@ def goals(report: Report) -> list[tuple[str, str, float, float]]:
         ]
     if report["subject"] == "models":
         return []
-    backward, found = report["setting"]["backward"], []
+    found = []
     for row in report["rows"]:
-        measured = {side["form"]: side["ratio"] for side in row["sides"]}
-        case = next((case for case in CASES if (case.op, case.label) == (row["op"], row["case"])), None)
-        aims = {} if case is None else case.backward_goals if backward else case.goals
+        seconds = {side["form"]: side["seconds"] for side in row["sides"]}
+        ours, aims = _aims(row, report["setting"])
         label = f"{row['op']}, {row['case']}"
-        found += [(label, peer, aim, measured[peer]) for peer, aim in aims.items() if peer in measured]
+        found += [
+            (label, peer, aim, seconds[peer] / seconds[ours])
+            for peer, aim in aims.items()
+            if {peer, ours} <= seconds.keys()
+        ]
     return found
 
 
-def _verdicts(aims: list[tuple[str, str, float, float]]) -> str:
+def _aims(row: dict[str, Any], setting: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The form that is to be faster, and than which peers by what factor."""
+    from .cases import CASES
+
+    case = next((case for case in CASES if (case.op, case.label) == (row["op"], row["case"])), None)
+    if case is None:
+        return "torch", {}
+    if setting["compile"]:
+        return "torch, compiled", {} if setting["backward"] else case.compiled_goals
+    return "torch", case.backward_goals if setting["backward"] else case.goals
+
+
+def _verdicts(aims: list[tuple[str, str, float, float]], mode: str) -> str:
     """A line for each goal; those that are not reached say so."""
     lines = []
     for case, peer, aim, measured in aims:
         verdict = "reached" if measured >= aim else "**not reached**"
         lines.append(f"- {case}: {measured:.3g} times as fast as `{peer}`; at least {aim:g} is the goal: {verdict}.")
     missed = sum(measured < aim for *_, aim, measured in aims)
-    head = f"#### Goals for eager CPU code: {len(aims) - missed} of {len(aims)} reached in this run\n\n"
+    head = f"#### Goals for {mode} CPU code: {len(aims) - missed} of {len(aims)} reached in this run\n\n"
     return head + "\n".join(lines) + "\n"
