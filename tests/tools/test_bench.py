@@ -11,7 +11,7 @@ import timm
 import torch
 
 import attnzoo.layers
-from attnzoo.tools.benchmarks import docs, layers, ops, peers, published, published_layers, timing
+from attnzoo.tools.benchmarks import docs, layers, ops, peers, published, published_layers, sides, timing
 from attnzoo.tools.benchmarks.cases import CASES, OPS, Case
 from attnzoo.tools.benchmarks.check import TOLERANCES, Truth
 from attnzoo.tools.benchmarks.models import MODELS, TIMM_MODELS
@@ -253,6 +253,18 @@ def test_models(tmp_path):
     (side,) = ours["sides"]
     assert side["images_per_second"] == pytest.approx(1 / side["seconds"]) and side["error"] < 1e-5
     assert other["sides"][0]["error"] is None
+
+
+def test_models_of_shared_code_all_stay_compiled():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    models = [type(f"Model{i}", (Model,), {})() for i in range(12)]
+    with sides.room_to_compile(len(models)), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(2):
+            for model in models:
+                assert torch.compile(model, backend="eager", dynamic=False)(torch.zeros(2)).sum() == 2
 
 
 def test_a_model_of_each_family():

@@ -39,12 +39,15 @@ How to read the tables of ops:
 - **error**: against the definition in float64, relative to the norm. It was taken before any time: a form whose error
   is too large gets no time.
 
-What the goals below are, and what they are not: they were set by timings on two threads of a machine with little else
-to do, while each run here says its own threads and load. Those of routing and of Sparsifiner are for whole layers, and
-stand with the layers. That of causal flow attention was set for its largest product alone; the op here is all of it.
-NATTEN 0.14.6's own CPU kernels were measured in runs of their own, forward only: compiled to run on as many threads as
-the other forms, and, as its own build leaves them, on one. Nothing stands here for a mode (backward, torch.compile,
-more threads) that has no section.
+What the goals below are, and what they are not: they were set by timings on two threads of an AVX-512 processor with
+little else to do, while each run here says its own processor, threads and load. How far a form is ahead depends on the
+processor: PyTorch's matrix products come from MKL, which takes slower ways on processors that are not Intel's, and what
+both sides spend on products no form can save. Reports of 24 November 2026 from an AVX-512 processor, of that day's
+code, are in the history of `results/` (commit edebf47). The goals of routing and of Sparsifiner are for whole layers,
+and stand with the layers; their projections alone, which both sides share, can take more than the goal leaves. That of
+causal flow attention was set for its largest product alone; the op here is all of it. NATTEN 0.14.6's own CPU kernels
+were measured in runs of their own, forward only: compiled to run on as many threads as the other forms, and, as its own
+build leaves them, on one. Nothing stands here for a mode that has no section.
 """
 
 _NO_GPU = """## On a GPU
@@ -54,14 +57,15 @@ were only run by Triton's interpreter and compiled, nor for the `torch` forms. `
 `attnzoo bench models --device cuda` time with CUDA events; that path has itself not been run.
 """
 
-_NATTEN = """NATTEN 0.14.6 does not build for this PyTorch as it is. Its kernels were compiled by g++ 12 with
-`-O3 -mavx2 -mfma -fopenmp`, for windows of 7×7 only and with no change to what their loops compute. Queries, keys and
-values were copied into its layout, and the result out of it, outside the timing.
+_NATTEN = """NATTEN 0.14.6 does not build for this PyTorch as it is. `make natten-peer` compiles its kernels by g++ with
+`-O3 -mavx2 -mfma -fopenmp`, for windows of 7×7 only and with no change to what their loops compute; with
+`PYTHONPATH=build/natten` the command below finds them. Queries, keys and values were copied into its layout, and the
+result out of it, outside the timing.
 """
 
 _NATTEN_SERIAL = """The same kernels without `-fopenmp`: they run on one thread, whatever is asked for, while all
 other forms run on two. NATTEN's `setup.py` compiles them so (and without AVX2), and the goals seem to have been set by
-such a build; the two sections before compare like with like.
+such a build (`PYTHONPATH=build/natten-serial`); the two sections before compare like with like.
 """
 
 

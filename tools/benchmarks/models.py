@@ -81,7 +81,7 @@ def measure(
     """
     import torch
 
-    from .sides import build, forced, make_side
+    from .sides import build, forced, make_side, room_to_compile
 
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def measure(
         failures.append({"model": name, **setup.facts(), "form": form, "reason": reason})
         print(f"{name} ({setup}): {reason}", file=sys.stderr)
 
-    with forced(setup.backend):
+    with forced(setup.backend), room_to_compile(len(names)):
         for name in names:
             try:
                 model = build(name, setup.img_size).to(setup.device, getattr(torch, setup.dtype))

@@ -75,7 +75,6 @@ def make_side(model: "torch.nn.Module", form: str, setup: Setup, backward: bool)
     """
     import torch
 
-    torch.compiler.reset()
     function = torch.compile(model, dynamic=False) if form == "compiled" else model
     height, width = setup.img_size
     checked_at = setup.img_size if height * width <= _LARGEST_CHECKED[0] * _LARGEST_CHECKED[1] else _SMALLER
@@ -92,6 +91,20 @@ def forced(backend: str) -> Iterator[None]:
     from ...kernels import use_backend
 
     with use_backend(None if backend == "auto" else backend):
+        yield
+
+
+@contextlib.contextmanager
+def room_to_compile(models: int) -> Iterator[None]:
+    """Lets this many models be compiled and kept side by side.
+
+    Families share code, and of one piece of code dynamo keeps eight programs, after which it silently leaves it eager.
+    """
+    import torch
+
+    torch.compiler.reset()
+    limit = torch._dynamo.config.recompile_limit + 4 * models
+    with torch._dynamo.config.patch(recompile_limit=limit):
         yield
 
 

@@ -198,7 +198,7 @@ def machine(device: "torch.device") -> dict[str, Any]:
     cuda = device.type == "cuda"
     timer = "CUDA events" if cuda else "processor time" if torch.get_num_threads() == 1 else "wall clock"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else f"{processor()}, {_instructions()}",
         "timer": timer,
         "threads": torch.get_num_threads(),
         "load": None if cuda else round(os.getloadavg()[0], 1),
@@ -206,6 +206,13 @@ def machine(device: "torch.device") -> dict[str, Any]:
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _instructions() -> str:
+    """The vector instructions that PyTorch's own kernels use here, such as ``AVX2``."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def processor() -> str:
