@@ -9,10 +9,12 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..weights import convert_checkpoint
-from ._image import checked_image
+from ._image import channels_last_on_cpu, checked_image
 from ._indices import take_indices
 
-torch.fx.wrap("checked_image")  # it cannot follow questions about shape and dtype
+# It cannot follow questions about shape and dtype.
+torch.fx.wrap("checked_image")
+torch.fx.wrap("channels_last_on_cpu")
 
 _POOLS = ("avg", "max", "avgmax", "")
 
@@ -100,7 +102,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def _apply_stem(self, x: Tensor) -> Tensor:
-        return self.stem(checked_image(x, self.in_chans, self.min_img_size))
+        return self.stem(channels_last_on_cpu(checked_image(x, self.in_chans, self.min_img_size)))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, in_chans, H, W] → the last stage's normalised output, unpooled."""
