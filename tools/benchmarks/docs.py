@@ -42,12 +42,16 @@ How to read the tables of ops:
 What the goals below are, and what they are not: they were set by timings on two threads of an AVX-512 processor with
 little else to do, while each run here says its own processor, threads and load. How far a form is ahead depends on the
 processor: PyTorch's matrix products come from MKL, which takes slower ways on processors that are not Intel's, and what
-both sides spend on products no form can save. Reports of 24 November 2026 from an AVX-512 processor, of that day's
-code, are in the history of `results/` (commit edebf47). The goals of routing and of Sparsifiner are for whole layers,
-and stand with the layers; their projections alone, which both sides share, can take more than the goal leaves. That of
-causal flow attention was set for its largest product alone; the op here is all of it. NATTEN 0.14.6's own CPU kernels
-were measured in runs of their own, forward only: compiled to run on as many threads as the other forms, and, as its own
-build leaves them, on one. Nothing stands here for a mode that has no section.
+both sides spend on products no form can save. Sections say their date: those of 24 November 2026, from an AVX-512
+processor, are of that day's code, before neighborhood attention by slabs, dynamic convolution by rows, flow-attention
+and MALA in buffers, vectors as rows, and channels last in whole models. The sections of models and of torch.compile
+were measured while tests ran beside them.
+
+The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
+both sides share, can take more than the goal leaves. That of causal flow attention was set for its largest product
+alone; the op here is all of it. NATTEN 0.14.6's own CPU kernels were measured in runs of their own, forward only:
+compiled to run on as many threads as the other forms, and, as its own build leaves them, on one. Nothing stands here
+for a mode that has no section.
 """
 
 _NO_GPU = """## On a GPU
