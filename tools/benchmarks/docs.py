@@ -44,8 +44,8 @@ little else to do, while each run here says its own processor, threads and load.
 processor: PyTorch's matrix products come from MKL, which takes slower ways on processors that are not Intel's, and what
 both sides spend on products no form can save. Sections say their date: those of 24 November 2026, from an AVX-512
 processor, are of that day's code, before neighborhood attention by slabs, dynamic convolution by rows, flow-attention
-and MALA in buffers, vectors as rows, and channels last in whole models. The sections of models and of torch.compile
-were measured while tests ran beside them.
+and MALA in buffers, vectors as rows, and channels last in whole models. Those of 28 November were measured while tests
+ran beside them.
 
 The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
 both sides share, can take more than the goal leaves. That of causal flow attention was set for its largest product
