@@ -84,7 +84,8 @@ def test_bias_of_float32_keeps_its_precision(dtype):
 
 def test_scores_of_a_hundred():
     torch.manual_seed(7)
-    q, k, v = cases.draw_packed(1, (4, 6), 1, 16, torch.float32)
+    # Only rows with two scores alike have errors: it takes many for the two forms' to be comparable.
+    q, k, v = cases.draw_packed(1, (8, 9), 4, 16, torch.float32)
     cases.check(bind(3), [40 * q, k, v])
 
 

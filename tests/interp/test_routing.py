@@ -55,7 +55,8 @@ def test_layouts_of_the_inputs(layout):
 
 def test_scores_of_a_hundred():
     torch.manual_seed(7)
-    q, k, v = cases.draw_packed(1, (6, 6), 1, 16, torch.float32)
+    # Only rows with two scores alike have errors: it takes many for the two forms' to be comparable.
+    q, k, v = cases.draw_packed(1, (6, 6), 4, 16, torch.float32)
     cases.check(bind(2, 2), [40 * q, k, v])
     # All scores far below zero, and blocks that are not full.
     cases.check(bind(2, 2, scale=0.02), [20 + q, -20 + k, v])
