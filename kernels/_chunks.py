@@ -11,13 +11,14 @@ from ._checks import is_traced, may_overwrite
 CHUNK_BYTES = 2**22
 
 
-def in_chunks(
-    attend: Callable[..., torch.Tensor], tensors: tuple[torch.Tensor, ...], bytes_per_image: int
-) -> torch.Tensor:
+Results = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def in_chunks(attend: Callable[..., Results], tensors: tuple[torch.Tensor, ...], bytes_per_image: int) -> Results:
     """``attend(*tensors)``, on a CPU in eager mode in chunks of a few images.
 
     Args:
-        attend: maps tensors ``[B, ...]`` to one of ``[B, ...]``, each image for itself.
+        attend: maps tensors ``[B, ...]`` to one of ``[B, ...]``, or to several, each image for itself.
         tensors: its arguments.
         bytes_per_image: what it gathers for one image.
     """
@@ -31,15 +32,22 @@ def in_chunks(
         return attend(*tensors)
     # split, not slices: its gradient is one concatenation.
     results = (attend(*chunk) for chunk in zip(*(x.split(images) for x in tensors), strict=True))
-    return _joined(results, first.shape[0]) if may_overwrite(first) else torch.cat(list(results))
+    if may_overwrite(first):
+        return _joined(results, first.shape[0])
+    chunks = list(results)
+    if isinstance(chunks[0], torch.Tensor):
+        return torch.cat(chunks)
+    return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
 
-def _joined(results: Iterable[torch.Tensor], batch: int) -> torch.Tensor:
-    """The results one after another in a tensor of their own, each put there before the next is made."""
+def _joined(results: Iterable[Results], batch: int) -> Results:
+    """The results one after another in tensors of their own, each put there before the next is made."""
     start = 0
     for result in results:
+        parts = (result,) if isinstance(result, torch.Tensor) else result
         if not start:
-            joined = result.new_empty(batch, *result.shape[1:])
-        joined[start : start + len(result)] = result
-        start += len(result)
-    return joined
+            joined = tuple(x.new_empty(batch, *x.shape[1:]) for x in parts)
+        for whole, part in zip(joined, parts, strict=True):
+            whole[start : start + len(part)] = part
+        start += len(parts[0])
+    return joined[0] if isinstance(result, torch.Tensor) else joined

@@ -141,6 +141,11 @@ def get_backend() -> str | None:
     return _checked_backend(_forced, ENVIRONMENT_VARIABLE)
 
 
+def is_left_alone() -> bool:
+    """Whether no backend is forced and nobody observes: then a layer may compute an op of its own in another layout."""
+    return get_backend() is None and _observer.get() is None
+
+
 @contextmanager
 def observe_ops(observer: Observer) -> Iterator[None]:
     """Shows every call of an op to ``observer``, in this thread and as long as the context is open.

@@ -154,7 +154,7 @@ def _in_place(
 ) -> torch.Tensor:
     """x ``[B, C, H, W]`` → ``[B, H, W, C]`` without a gradient: chunks share their buffers, phases are copied once."""
     batch, channels, height, width = x.shape
-    chunks = -(-batch * x[0].numel() * x.element_size() // _BUFFER_BYTES)
+    chunks = -(-batch * x[0].numel() * x.element_size() // (_BUFFER_BYTES * torch.get_num_threads()))
     images = -(-batch // min(chunks, batch))
     out = x.new_empty(batch, height, width, channels)
     # The last phases are shorter where the dilation does not divide the map; what fills them up stays zero.

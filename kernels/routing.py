@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
 from ._chunks import in_chunks
+from ._regions import best_regions, from_regions, many_small, to_regions
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
@@ -76,32 +77,11 @@ def _prepare(
     return q, k, v, (rows, cols), topk, checked_scale(scale, (heads * channels) ** -0.5)
 
 
-def _to_regions(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
-    """``[B, H, W, heads, D]`` → ``[B, regions, tokens of a region, heads, D]``."""
-    batch, height, width, heads, channels = x.shape
-    rows, cols = regions
-    x = x.reshape(batch, rows, height // rows, cols, width // cols, heads, channels)
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def _from_regions(x: torch.Tensor, regions: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """Undoes :func:`_to_regions` for a map of ``size`` (H, W)."""
-    (rows, cols), (height, width) = regions, size
-    batch, heads, channels = x.shape[0], x.shape[3], x.shape[4]
-    x = x.reshape(batch, rows, cols, height // rows, width // cols, heads, channels)
-    return x.transpose(2, 3).reshape(batch, height, width, heads, channels)
-
-
 @torch.no_grad()
 def _route(q: torch.Tensor, k: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
     """Indices ``[B, regions, topk]`` of the regions that each region attends to; q, k as regions."""
     dtype = compute_dtype(q.dtype)
-    return _best(*(x.mean(2, dtype=dtype).flatten(2) for x in (q, k)), topk, scale)
-
-
-def _best(query: torch.Tensor, key: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
-    """Indices of the ``topk`` keys with the largest products, from descriptors ``[B, regions, channels]``."""
-    return ((query * scale) @ key.transpose(1, 2)).topk(topk).indices
+    return best_regions(*(x.mean(2, dtype=dtype).flatten(2) for x in (q, k)), topk, scale)
 
 
 def _region_means(x: torch.Tensor, regions: tuple[int, int]) -> torch.Tensor:
@@ -115,13 +95,13 @@ def _reference(
 ) -> torch.Tensor:
     """The definition: gathers the keys and values of the chosen regions."""
     dtype, size = compute_dtype(q.dtype), (q.shape[1], q.shape[2])
-    q_regions, k_regions, v_regions = (_to_regions(x, regions) for x in (q, k, v))
+    q_regions, k_regions, v_regions = (to_regions(x, regions) for x in (q, k, v))
     chosen = _route(q_regions, k_regions, topk, scale)
     image = torch.arange(q.shape[0], device=q.device)[:, None, None]
     keys, values = (x[image, chosen].flatten(2, 3).to(dtype) for x in (k_regions, v_regions))
     scores = torch.einsum("bpqhd,bpkhd->bphqk", q_regions.to(dtype) * scale, keys)
     out = torch.einsum("bphqk,bpkhd->bpqhd", scores.softmax(-1), values)
-    return _from_regions(out.to(q.dtype), regions, size)
+    return from_regions(out.to(q.dtype), regions, size)
 
 
 def _torch(
@@ -129,13 +109,11 @@ def _torch(
 ) -> torch.Tensor:
     """Whole regions copied by index, then fused attention; many small regions under a mask instead."""
     size, count = (q.shape[1], q.shape[2]), regions[0] * regions[1]
-    tokens = size[0] * size[1] // count
-    # A region of a few queries keeps no fused kernel busy: against a quarter of all keys, all keys are cheaper.
-    masked = topk == count or (tokens <= 8 and 4 * topk >= count)
+    masked = many_small(size, count, topk)
     attend = _attend_masked if masked else _attend_gathered
 
     def attend_maps(*maps: torch.Tensor) -> torch.Tensor:
-        return _from_regions(attend(*maps, regions, topk, scale), regions, size)
+        return from_regions(attend(*maps, regions, topk, scale), regions, size)
 
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
     return in_chunks(attend_maps, (q, k, v), (1 if masked else topk) * size[0] * size[1] * row_bytes)
@@ -146,12 +124,12 @@ def _attend_gathered(
 ) -> torch.Tensor:
     (batch, height, width, heads, _), (rows, cols) = k.shape, regions
     high, wide, count = height // rows, width // cols, rows * cols
-    q = _to_regions(q, regions)
+    q = to_regions(q, regions)
     # A region's rows, whole: element-wise gathers, and above all their gradients, cost more than the attention.
     keys, values = (x.reshape(batch * height * cols, wide * heads * x.shape[-1]) for x in (k, v))
     with torch.no_grad():
         query = q.mean(2, dtype=compute_dtype(q.dtype)).flatten(2)
-        chosen = _best(query, _row_means(keys, (batch, rows, high, cols, wide)), topk, scale)
+        chosen = best_regions(query, _row_means(keys, (batch, rows, high, cols, wide)), topk, scale)
     first = torch.arange(batch, device=q.device)[:, None, None] * (height * cols)
     first = first + chosen // cols * (high * cols) + chosen % cols
     index = (first[..., None] + torch.arange(high, device=q.device) * cols).flatten()
@@ -174,7 +152,7 @@ def _row_means(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 def _attend_masked(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
 ) -> torch.Tensor:
-    q, k, v = (_to_regions(x, regions) for x in (q, k, v))
+    q, k, v = (to_regions(x, regions) for x in (q, k, v))
     batch, count, tokens, heads, _ = q.shape
     mask = None
     if topk < count:
@@ -192,7 +170,7 @@ def _triton(
 ) -> torch.Tensor:
     from .fused.routing import fused_routed_attention
 
-    chosen = _best(*(_region_means(x, regions) for x in (q.detach(), k.detach())), topk, scale)
+    chosen = best_regions(*(_region_means(x, regions) for x in (q.detach(), k.detach())), topk, scale)
     return fused_routed_attention(q, k, v, chosen.int(), regions, scale)
 
 

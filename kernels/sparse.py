@@ -19,6 +19,13 @@ from .dispatch import Implementation, Op
 
 # A gathered connection costs about as much as this many dense ones: measured from 8 to 40 on an AVX-512 CPU.
 _DENSE_PER_GATHERED = 24
+# Of every dtype: integers of its size, and the bits of its fraction.
+_BITS = {
+    torch.float16: (torch.int16, 10),
+    torch.bfloat16: (torch.int16, 7),
+    torch.float32: (torch.int32, 23),
+    torch.float64: (torch.int64, 52),
+}
 # Gathered values at a time, for one image: small enough for a core's cache.
 _GATHERED_VALUES = 2**17
 
@@ -183,12 +190,20 @@ def _masked(
     elif bias is not None:
         mask = bias.masked_fill(~mask, float("-inf"))
     else:
-        # 1 - 1/1 and 1 - 1/0. PyTorch's own way, a select, takes as long as the attention itself on a CPU.
-        mask = mask.to(q.dtype).reciprocal_().neg_().add_(1)
+        mask = _additive(mask, q.dtype)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=scale
     )
     return out.transpose(1, 2)
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where the bool ``mask`` is true, else minus infinity, whose bits are -1 shifted over those of the fraction.
+
+    PyTorch's own ways, a select or a conversion to floats, take up to as long as the attention itself on a CPU.
+    """
+    whole, fraction = _BITS[dtype]
+    return (mask.view(torch.int8) - 1).to(whole).bitwise_left_shift_(fraction).view(dtype)
 
 
 def _gathered(

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import bi_level_routing_attention
+from ..kernels._chunks import in_chunks
+from ..kernels._regions import attend_regions, in_place, region_order_pays, to_regions
 
 
 class _LePE(nn.Conv2d):
@@ -70,12 +72,27 @@ class BiLevelRoutingAttention(nn.Module):
         bottom, right = -height % self.num_regions, -width % self.num_regions
         if bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        if region_order_pays(x, (self.num_regions, self.num_regions), self.topk):
+            x = in_chunks(self._by_regions, (x,), 2 * x[0].numel() * x.element_size())
+        else:
+            x = self._as_it_is(x)
+        return x[:, :height, :width] if bottom or right else x
+
+    def _as_it_is(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         v = v.contiguous()  # once, for both
         attended = bi_level_routing_attention(q, k, v, self.num_regions, self.topk).flatten(-2)
-        x = self.proj_drop(self.proj(self.lepe(v.flatten(-2)).add_(attended)))
-        return x[:, :height, :width] if bottom or right else x
+        return self.proj_drop(self.proj(self.lepe(v.flatten(-2)).add_(attended)))
+
+    def _by_regions(self, x: Tensor) -> Tensor:
+        regions, size = (self.num_regions, self.num_regions), tuple(x.shape[1:3])
+        qkv = self.qkv(to_regions(x, regions))
+        attended = in_place(attend_regions(qkv, self.num_heads, self.topk), regions, size)
+        v = in_place(qkv[..., 2 * x.shape[-1] :], regions, size)
+        x = self.lepe(v.reshape(x.shape)).contiguous()
+        x.view(attended.shape).add_(attended)
+        return self.proj_drop(self.proj(x))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, num_regions={self.num_regions}, topk={self.topk}"

@@ -12,6 +12,7 @@ from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels import sparse_attention
+from ..kernels._chunks import in_chunks
 from ..kernels.sparse import largest_entries, top_mask
 
 
@@ -239,16 +240,26 @@ class SparsifinerAttention(nn.Module):
         qkv = self.qkv(x)
         if keep is not None:
             qkv = torch.cat([qkv[:, :1], qkv[:, 1:] * keep[..., None]], dim=1)
+        x, attention = in_chunks(
+            lambda qkv, keep=None: self._attend(qkv, grid, keep, num_kept),
+            (qkv,) if keep is None else (qkv, keep),
+            self.num_heads * x.shape[1] ** 2 * x.element_size(),
+        )
+        return self.proj_drop(self.proj(x)), attention
+
+    def _attend(
+        self, qkv: Tensor, grid: tuple[int, int] | None, keep: Tensor | None, num_kept: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` does between its projections."""
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         scores, _ = self.predictor.estimate(q.detach(), k.detach(), grid, keep)
         connections = self.predictor.select(scores, keep, num_kept)
         bias = (scores - scores.detach()).to(q.dtype) if self.training else None
         patches = sparse_attention(q[:, 1:], k, v, connections, bias=bias)
-        row = torch.einsum("bhd,bnhd->bhn", q[:, 0] * q.shape[-1] ** -0.5, k)
+        row = (q[:, :1] * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
         row = row.softmax(-1, dtype=torch.float64 if row.dtype == torch.float64 else torch.float32)
-        first = torch.einsum("bhn,bnhd->bhd", row.to(v.dtype), v)
-        x = torch.cat([first[:, None], patches], dim=1).flatten(-2)
-        return self.proj_drop(self.proj(x)), row[:, :, 1:].mean(1)
+        first = (row.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
+        return torch.cat([first, patches], dim=1).flatten(-2), row[:, :, 0, 1:].mean(1)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

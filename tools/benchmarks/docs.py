@@ -29,8 +29,9 @@ How to read the tables of ops:
 - **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
   are not part of; that they compete for caches and memory still shows. On more threads it is the wall clock's.
   Every sample follows an untimed call of the same form: the caches hold what that one left, not another form's.
-  The C library's allocator is set to the thresholds that it settles at in a long run: blocks of 32 MB and more are
-  fresh memory at every call, whose page faults are part of the time, smaller ones are used again.
+  The C library's allocator keeps what is freed, but for blocks of 32 MB and more: those are fresh memory at every
+  call, whose page faults are part of the time. By itself it gives large free ends of its heap back to the system, too;
+  who pays for that depends on where blocks come to lie, and moved ratios by a factor of two from process to process.
 - **× ours**: time over that of `torch`; above 1 the form is slower.
 - **× floor**: time over the longer of moving inputs and outputs once at the speed of a large copy, and computing the
   op's products at the speed of a large matrix product, both measured in the same run.

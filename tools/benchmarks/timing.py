@@ -180,15 +180,16 @@ def ceilings(device: "torch.device", dtype: "torch.dtype", repeat: int = 5) -> C
 
 
 def settle_allocator() -> None:
-    """Sets the thresholds that the GNU C library's allocator arrives at by itself when large blocks come and go.
+    """Makes the GNU C library's allocator keep what is freed, blocks from 32 MB on excepted.
 
-    From blocks of 32 MB on memory is fresh at every call, below it is kept; until the thresholds are reached, which of
-    the forms that take turns is given fresh memory, and pays for its page faults, depends on what ran before.
+    Left to itself it raises its thresholds as large blocks come and go, and from then on gives the free end of its
+    heap back to the system where that is longer than 64 MB. Which of the forms that take turns is given fresh memory,
+    and pays for its page faults, then depends on what ran before and on where blocks lie in this process.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def machine(device: "torch.device") -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 # The op's own selection, so that near ties fall alike.
-from ...kernels.routing import _route, _to_regions
+from ...kernels._regions import to_regions
+from ...kernels.routing import _route
 from .base import AttentionMap, Pixel, exact
 
 
@@ -38,7 +39,7 @@ class RoutedMap(AttentionMap):
     @cached_property
     def routes(self) -> Tensor:
         """Numbers ``[regions, topk]`` of the regions that each region attends to, best first."""
-        return _route(*(_to_regions(x[None], self.region_grid) for x in (self.q, self.k)), self.topk, self.scale)[0]
+        return _route(*(to_regions(x[None], self.region_grid) for x in (self.q, self.k)), self.topk, self.scale)[0]
 
     def regions(self, query: Pixel | None = None) -> list[tuple[int, int]]:
         """(row, column) of the regions that the query's region is routed to, best first.
