@@ -48,10 +48,10 @@ class _Buffers:
         self.queries, self.keys = (empty.new_empty(self.images, heads, self.tokens, width) for _ in "qk")
         chunks = self.images * heads * self.tokens // _CHUNK
         self.to_queries, self.to_keys = (empty.new_empty(chunks, _CHUNK, _CHUNK) for _ in "qk")
-        # Values and the weights of sinks; what is not filled at the sequence's end is multiplied by zeros.
-        self.values = empty.new_zeros(self.images, heads, _CHUNK, v.shape[-1] + 1)
+        # What is not filled at the sequence's end is multiplied by zeros.
+        self.values = empty.new_zeros(self.images, heads, _CHUNK, v.shape[-1])
         self.results = empty.new_empty(self.values.shape)
-        self.state = empty.new_empty(self.images, heads, width, v.shape[-1] + 1)
+        self.state = empty.new_empty(self.images, heads, width, v.shape[-1])
 
 
 class _Sequence:
@@ -77,8 +77,8 @@ class _Sequence:
         torch.tril(to_keys, out=to_queries)
         to_keys.triu_()
         count = torch.arange(self._length + 1, self._length + tokens + 1, dtype=q.dtype, device=q.device)
-        flows = self._flows(q, k, to_queries, to_keys, count)
-        self._aggregate(q, k, v, to_queries, flows, count, out)
+        competition, sink = self._flows(q, k, to_queries, to_keys, count)
+        self._aggregate(q, k, v, to_queries, competition, sink, out)
         self._length += tokens
 
     def _flows(
@@ -88,12 +88,15 @@ class _Sequence:
         to_queries: torch.Tensor,
         to_keys: torch.Tensor,
         count: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """``[G, T]``: incoming flows, the sources' competition, the sinks' weights, and what eps adds to the sinks."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``[G, T]``: the sources' competition, and the sinks' allocation over their incoming flow.
+
+        A vector times a chunk is a row on the left: MKL is several times as fast so.
+        """
         q_sum, k_sum = (x.sum(-1).view(self._heads, -1) for x in (q, k))
-        earlier = self._before("keys", k.sum(-2, keepdim=True))
-        received = to_queries.sum(-1, keepdim=True).baddbmm_(q, earlier.transpose(1, 2))
-        incoming = self._rest("k", q_sum, k_sum).add_(received.view(self._heads, -1))
+        received = torch.bmm(self._before("keys", k.sum(-2, keepdim=True)), q.transpose(1, 2))
+        received = received.view(-1, _CHUNK).add_(to_queries.sum(-1)).view(self._heads, -1)
+        incoming = self._rest("k", q_sum, k_sum).add_(received)
 
         weights = torch.stack([torch.ones_like(incoming), count / incoming], 1)
         chunks = weights.view(self._heads, 2, -1, _CHUNK).transpose(1, 2).flatten(0, 1)
@@ -106,7 +109,11 @@ class _Sequence:
         source = source.div_(count).clamp_(-1, 1).exp_()
         competition = (source / self._running("source", source)).mul_(count)
         weight = count / outgoing
-        return incoming, competition, weight, self._rest("weighted k", q_sum, k_sum * weight)
+        chunks = weight.view(-1, 1, _CHUNK)
+        sink = torch.bmm(chunks, to_queries.transpose(1, 2))
+        sink.baddbmm_(self._before("weighted keys", chunks @ k), q.transpose(1, 2))
+        sink = self._rest("weighted k", q_sum, k_sum * weight).add_(sink.view(self._heads, -1))
+        return competition, sink.div_(count).sigmoid_().div_(incoming)
 
     def _aggregate(
         self,
@@ -114,28 +121,26 @@ class _Sequence:
         k: torch.Tensor,
         v: torch.Tensor,
         to_queries: torch.Tensor,
-        flows: tuple[torch.Tensor, ...],
-        count: torch.Tensor,
+        competition: torch.Tensor,
+        sink: torch.Tensor,
         out: torch.Tensor,
     ) -> None:
         """Chunk after chunk, while its values are in the cache."""
-        space = self._images, -1
-        q, k, to_queries = (x.view(self._heads, -1, *x.shape[1:]) for x in (q, k, to_queries))
-        count, *flows = (x.unflatten(-1, (-1, _CHUNK)) for x in (count, *flows))
-        incoming, competition, weight, rest = flows
-        whole, result = self._buffers.values[: self._images], self._buffers.results[: self._images]
-        values, results = whole.flatten(0, 1), result.flatten(0, 1)
-        for chunk, (source, target) in enumerate(zip(v.split(_CHUNK, 2), out.split(_CHUNK, 2), strict=True)):
+        buffers, scales = self._buffers, (self._images, -1, competition.shape[1] // _CHUNK, _CHUNK, 1)
+        q, k, to_queries = (x.view(self._heads, -1, *x.shape[1:]).unbind(1) for x in (q, k.transpose(1, 2), to_queries))
+        competition, sink = (x.view(scales).unbind(2) for x in (competition, sink))
+        values, results = buffers.values[: self._images], buffers.results[: self._images]
+        value, result = values.flatten(0, 1), results.flatten(0, 1)
+        chunks = zip(q, k, to_queries, competition, sink, v.split(_CHUNK, 2), out.split(_CHUNK, 2), strict=True)
+        for query, key, pairs, incoming, outgoing, source, target in chunks:
             tokens = source.shape[2]
-            scale = competition[:, chunk, :tokens].unflatten(0, space)
-            torch.mul(source, scale.unsqueeze(-1), out=whole[:, :, :tokens, :-1])
-            values[..., -1] = weight[:, chunk]
-            torch.bmm(to_queries[:, chunk], values, out=results)
-            results.baddbmm_(q[:, chunk], self._state)
-            self._state.baddbmm_(k[:, chunk].transpose(1, 2), values)
-            sink = results[..., -1].add(rest[:, chunk]).div_(count[chunk]).sigmoid_().div_(incoming[:, chunk])
-            scale = sink.unflatten(0, space).unsqueeze(-1)
-            torch.mul(result[:, :, :tokens, :-1], scale[:, :, :tokens], out=target)
+            if tokens < _CHUNK:
+                incoming, outgoing = incoming[:, :, :tokens], outgoing[:, :, :tokens]
+            torch.mul(source, incoming, out=values[:, :, :tokens])
+            torch.bmm(pairs, value, out=result)
+            result.baddbmm_(query, self._state)
+            self._state.baddbmm_(key, value)
+            torch.mul(results[:, :, :tokens], outgoing, out=target)
 
     def _rest(self, name: str, x_sum: torch.Tensor, y_sum: torch.Tensor) -> torch.Tensor:
         """What (x + eps) . (running sum of y + eps) + outer_eps, ``[G, T]``, is more than x . (running sum of y)."""
