@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -34,6 +35,9 @@ def tiled_attention(
         return slab_attention(q, k, v, axes, dilation, Masks(bias, kernel, axes, q), scale)
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
+    if masks.requires_grad and masks.dtype == q.dtype and len(masks) > 1:
+        # One product for all tiles: of one for each class the gradients would be put together by copies.
+        masks = masks.index_select(0, _table(problem, "classes", q))
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
     gathered = tile_plan(*problem).keys.size * row_bytes
     return in_chunks(lambda *chunk: _attend(*chunk, problem, masks, scale), (q, k, v), gathered)
@@ -53,15 +57,8 @@ def _attend(
         # The map as it is.
         maps = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
         return _masked_attention(*maps, masks[0], scale).transpose(1, 2).unflatten(1, q.shape[1:-2])
-    query, key, value = (
-        _gather(x, _table(problem, name, q)).split(plan.counts)
-        for x, name in ((q, "queries"), (k, "keys"), (v, "keys"))
-    )
-    parts = [
-        _masked_attention(*(x.flatten(0, 1).transpose(1, 2) for x in tiles), mask, scale).transpose(1, 2)
-        for *tiles, mask in zip(query, key, value, masks, strict=True)
-    ]
-    rows = (torch.cat(parts) if len(parts) > 1 else parts[0]).flatten(2).flatten(0, 1)
+    tiles = [_gather(x, _table(problem, name, q)) for x, name in ((q, "queries"), (k, "keys"), (v, "keys"))]
+    rows = _attend_tiles(*tiles, plan.counts, masks, scale).flatten(2).flatten(0, 1)
     slots = plan.queries.shape[1]
     # Row of position p of image b: its tile's first row for this image, plus its slot.
     order = _each_image(_table(problem, "tile", q) * (slots * batch) + _table(problem, "slot", q), batch, slots, 0)
@@ -69,15 +66,35 @@ def _attend(
     return out.view(batch, *problem[0], q.shape[-2], v.shape[-1])
 
 
+def _attend_tiles(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, counts: tuple[int, ...], masks: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Tiles ``[tiles, B, n, heads, D]`` → ``[tiles * B, n, heads, Dv]``, under masks of each class, or of each tile."""
+    if len(masks) == len(q) > 1 and masks.requires_grad and masks.dtype == q.dtype:
+        out = _explicit_attention(*(x.transpose(2, 3) for x in (q, k, v)), masks[:, None], scale)
+        return out.transpose(2, 3).flatten(0, 1)
+    parts = [
+        _masked_attention(*(x.flatten(0, 1).transpose(1, 2) for x in tiles), mask, scale).transpose(1, 2)
+        for *tiles, mask in zip(*(x.split(counts) for x in (q, k, v)), masks, strict=True)
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 def _masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Attention ``[N, heads, n, D]`` under a mask ``[heads or 1, n, m]``."""
     if mask.requires_grad and mask.dtype == q.dtype:
-        # PyTorch has no fused kernel with a mask's gradient, and its unfused one checks for rows without a key.
-        return ((q * scale) @ k.transpose(-1, -2) + mask).softmax(-1) @ v
+        return _explicit_attention(q, k, v, mask, scale)
     mask = mask[None].expand(-1, q.shape[1], -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _explicit_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """PyTorch has no fused kernel with a mask's gradient, and its unfused one checks for rows without a key."""
+    return ((q * scale) @ k.transpose(-1, -2) + mask).softmax(-1) @ v
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -119,6 +136,8 @@ def _make_table(
     space: tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...], name: str, device: torch.device
 ) -> torch.Tensor:
     plan = tile_plan(space, kernel, dilation)
+    if name == "classes":
+        return torch.as_tensor(np.repeat(np.arange(len(plan.counts)), plan.counts), device=device)
     array = plan.offsets[int(name[7:])] if name.startswith("offsets") else getattr(plan, name)
     return torch.as_tensor(array, device=device)
 

@@ -40,13 +40,10 @@ How to read the tables of ops:
 - **error**: against the definition in float64, relative to the norm. It was taken before any time: a form whose error
   is too large gets no time.
 
-What the goals below are, and what they are not: they were set by timings on two threads of an AVX-512 processor with
-little else to do, while each run here says its own processor, threads and load. How far a form is ahead depends on the
-processor: PyTorch's matrix products come from MKL, which takes slower ways on processors that are not Intel's, and what
-both sides spend on products no form can save. Sections say their date: those of 24 November 2026, from an AVX-512
-processor, are of that day's code, before neighborhood attention by slabs, dynamic convolution by rows, flow-attention
-and MALA in buffers, vectors as rows, and channels last in whole models. Those of 28 November were measured while tests
-ran beside them.
+What the goals below are, and what they are not: they were set by timings of both forms on two threads of an AVX-512
+processor. How far a form is ahead depends on the processor and on PyTorch: matrix products come from MKL, which takes
+slower ways on processors that are not Intel's, the published forms gain from a newer PyTorch too, and what both sides
+spend on products no form can save.
 
 The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
 both sides share, can take more than the goal leaves. That of causal flow attention was set for its largest product
