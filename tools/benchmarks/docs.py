@@ -41,9 +41,10 @@ How to read the tables of ops:
   is too large gets no time.
 
 What the goals below are, and what they are not: they were set by timings of both forms on two threads of an AVX-512
-processor. How far a form is ahead depends on the processor and on PyTorch: matrix products come from MKL, which takes
-slower ways on processors that are not Intel's, the published forms gain from a newer PyTorch too, and what both sides
-spend on products no form can save.
+processor. How far a form is ahead depends on the processor: PyTorch's matrix products come from MKL, which takes slower
+ways on processors that are not Intel's, and what both sides spend on products no form can save. It depends on the run,
+too, where a form makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54 in
+another at 14×14, on the same machine.
 
 The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
 both sides share, can take more than the goal leaves. That of causal flow attention was set for its largest product
