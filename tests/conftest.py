@@ -13,6 +13,12 @@ import torch
 
 import attnzoo
 
+# They take manifest.entries as it is when they are first imported, which must not be a test's own.
+import attnzoo.tools.benchmarks.accuracies
+import attnzoo.tools.table
+import attnzoo.tools.weights
+import attnzoo.weights.match
+
 # The repository's root is a package, which pytest would import a second time under the folder's name.
 sys.modules.setdefault(Path(attnzoo.__file__).parent.name, attnzoo)
 
