@@ -6,6 +6,7 @@ Guo et al., "Visual Attention Network", arXiv:2202.09741, equations 1 and 2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,10 @@ from .dispatch import Implementation, Op
 
 # From this side on phases also win in training; below, the backward of many tiny maps costs more than it saves.
 _PHASES_IN_TRAINING = 14
-# Of the map, of as many images as are worked on at once without a gradient: more leaves the cache, fewer are calls.
-_BUFFER_BYTES = 2**22
+# Without a gradient this part of a batch is worked on at once, at most, if it does not leave the cache.
+_PARTS = 4
+_LEAST_BYTES = 2**20
+_BUFFER_BYTES = 2**21
 
 
 def large_kernel_attention(
@@ -154,37 +157,65 @@ def _in_place(
 ) -> torch.Tensor:
     """x ``[B, C, H, W]`` → ``[B, H, W, C]`` without a gradient: chunks share their buffers, phases are copied once."""
     batch, channels, height, width = x.shape
-    chunks = -(-batch * x[0].numel() * x.element_size() // (_BUFFER_BYTES * torch.get_num_threads()))
-    images = -(-batch // min(chunks, batch))
+    image_bytes = x[0].numel() * x.element_size()
+    images = max(1, min(max(-(-batch // _PARTS), _LEAST_BYTES // image_bytes), _BUFFER_BYTES // image_bytes))
     out = x.new_empty(batch, height, width, channels)
     # The last phases are shorter where the dilation does not divide the map; what fills them up stays zero.
     filled = x.new_zeros(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
-    point = point_weight.flatten(1).t()
+    parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
-        count, source = len(source), source.contiguous()
-        attention = _depthwise(source.permute(0, 3, 1, 2), local_weight, local_bias)
-        attention = attention.permute(0, 2, 3, 1).contiguous()
-        for phase, each in _phases(attention, filled[:count], dilation):
-            phase.copy_(each)
-        far = _depthwise(filled[:count].flatten(0, 2).permute(0, 3, 1, 2), dilated_weight, dilated_bias)
-        far = far.permute(0, 2, 3, 1).unflatten(0, (count, dilation, dilation))
-        for phase, each in _phases(attention, far, dilation):
-            each.copy_(phase)
-        rows, gate = attention.flatten(0, 2), result.flatten(0, 2)
-        if point_bias is None:
-            torch.mm(rows, point, out=gate)
-        else:
-            torch.addmm(point_bias, rows, point, out=gate)
-        result.mul_(source)
+        _gate(result.copy_(source), filled[: len(source)], *parameters, dilation)
     return out
 
 
+def _gate(
+    x: torch.Tensor,
+    filled: torch.Tensor,
+    local_weight: torch.Tensor,
+    dilated_weight: torch.Tensor,
+    point_weight: torch.Tensor,
+    local_bias: torch.Tensor | None,
+    dilated_bias: torch.Tensor | None,
+    point_bias: torch.Tensor | None,
+    dilation: int,
+) -> None:
+    """Multiplies x ``[B, H, W, C]`` by its attention; ``filled`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
+    attention = _depthwise(x.permute(0, 3, 1, 2), local_weight, local_bias).permute(0, 2, 3, 1).contiguous()
+    for phase, each in _phases(attention, filled, dilation):
+        phase.copy_(each)
+    far = _depthwise(filled.flatten(0, 2).permute(0, 3, 1, 2), dilated_weight, dilated_bias).permute(0, 2, 3, 1)
+    for phase, each in _phases(attention, far.view_as(filled), dilation):
+        each.copy_(phase)
+    # Nothing but the attention is needed of what is in memory: its place takes the product.
+    rows, point = attention.flatten(0, 2), point_weight.flatten(1).t()
+    product = far.contiguous().flatten()[: rows.numel()].view_as(rows)
+    if point_bias is None:
+        torch.mm(rows, point, out=product)
+    else:
+        torch.addmm(point_bias, rows, point, out=product)
+    x.mul_(product.view_as(x))
+
+
 def _phases(whole: torch.Tensor, split: torch.Tensor, dilation: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The phases in split ``[B, d, d, H / d, W / d, C]``, cut to their size, and the same in whole ``[B, H, W, C]``."""
-    for row in range(dilation):
-        for column in range(dilation):
-            each = whole[:, row::dilation, column::dilation]
-            yield split[:, row, column, : each.shape[1], : each.shape[2]], each
+    """Views of split ``[B, d, d, H / d, W / d, C]`` and of the same in whole ``[B, H, W, C]``, both contiguous.
+
+    Where the dilation does not divide the map the phases of its last rows and columns are views of their own.
+    """
+    strides, (*_, row, col, _) = whole.stride(), split.stride()
+    for top, rows, row_phases in _periods(whole.shape[1], dilation):
+        for left, cols, col_phases in _periods(whole.shape[2], dilation):
+            shape = (len(whole), row_phases, col_phases, rows, cols, whole.shape[3])
+            place = split.storage_offset() + top // dilation * row + left // dilation * col
+            source = whole.storage_offset() + top * strides[1] + left * strides[2]
+            steps = (*strides[:3], dilation * strides[1], dilation * strides[2], 1)
+            yield split.as_strided(shape, split.stride(), place), whole.as_strided(shape, steps, source)
+
+
+@lru_cache(maxsize=256)
+def _periods(length: int, dilation: int) -> tuple[tuple[int, int, int], ...]:
+    """An axis as (first position, periods, phases of each): its whole periods, and what is left of one."""
+    whole, rest = divmod(length, dilation)
+    return tuple(each for each in ((0, whole, dilation), (whole * dilation, 1, rest)) if each[1] and each[2])
 
 
 def _channels_last(
