@@ -9,6 +9,8 @@ import torch
 from ._checks import is_traced, may_overwrite
 
 CHUNK_BYTES = 2**22
+# Buffers are not made smaller than this together: the calls would cost more than the memory.
+_LEAST_BUFFERS = 2**21
 
 
 Results = torch.Tensor | tuple[torch.Tensor, ...]
@@ -51,3 +53,13 @@ def _joined(results: Iterable[Results], batch: int) -> Results:
             whole[start : start + len(part)] = part
         start += len(parts[0])
     return joined[0] if isinstance(result, torch.Tensor) else joined
+
+
+def buffer_bytes(most: int, out: torch.Tensor, buffers: int = 1) -> int:
+    """What each of some ``buffers`` may take that are in use while ``out`` is computed.
+
+    That is ``most`` for every thread, whose cache it stays in, and no more in all than the result itself: the GNU C
+    library keeps twice its largest block that was freed; what is beyond is fresh memory at every call, whose page
+    faults can take as long as the work.
+    """
+    return min(most * torch.get_num_threads(), max(out.nbytes, _LEAST_BUFFERS) // buffers)

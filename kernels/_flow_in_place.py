@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ._checks import compute_dtype
+from ._chunks import buffer_bytes
 from ._linear import products_with, weighted_sum
 
 # What the features of the queries may take, for every thread.
@@ -18,7 +19,7 @@ def flow_in_place(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float,
         return out
     dtype = compute_dtype(q.dtype)
     image_bytes = max(q[:1].numel(), k[:1].numel()) * dtype.itemsize
-    images = min(max(1, _BUFFER_BYTES * torch.get_num_threads() // image_bytes), len(q))
+    images = min(max(1, buffer_bytes(_BUFFER_BYTES, out, 4) // image_bytes), len(q))
     maps = [x.transpose(1, 2) for x in (q, k, v, out)]
     # Queries, keys, values, results of some images, heads first.
     buffers = [x.new_empty(images, *x.shape[1:], dtype=dtype) for x in maps]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ._checks import compute_dtype
+from ._chunks import buffer_bytes
 from ._linear import products_with
 from .rotary import rotate
 
@@ -26,7 +27,7 @@ def magnitude_aware_in_place(
     """
     out = v.new_empty(v.shape)
     q, k, v, results = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v, out))
-    buffers = _Buffers(q, v)
+    buffers = _Buffers(q, v, buffer_bytes(_BUFFER_BYTES, out, 4))
     for images in zip(*(x.split(buffers.images) for x in (q, k, v, results)), strict=True):
         _aggregate(*images, buffers, rotation, scale, eps)
     return out
@@ -35,10 +36,10 @@ def magnitude_aware_in_place(
 class _Buffers:
     """Room for the features, the rotated ones and the values of some ``tokens`` of some ``images``, all heads."""
 
-    def __init__(self, q: torch.Tensor, v: torch.Tensor) -> None:
+    def __init__(self, q: torch.Tensor, v: torch.Tensor, room: int) -> None:
         batch, heads, tokens, channels = q.shape
         dtype = compute_dtype(q.dtype)
-        most = max(1, _BUFFER_BYTES * torch.get_num_threads() // (heads * channels * dtype.itemsize))
+        most = max(1, room // (heads * channels * dtype.itemsize))
         self.tokens = -(-tokens // -(-tokens // most))
         self.images = min(max(1, most // tokens), max(1, batch))
         self._maps = [
