@@ -96,7 +96,8 @@ def test_sides_take_turns():
     assert [t.samples for t in timings] == [3, 3]
 
 
-def test_a_sample_follows_an_untimed_call():
+def test_a_sample_follows_untimed_calls(monkeypatch):
+    monkeypatch.setattr(timing, "_WARM_SECONDS", 0.012)
     order = []
 
     def call(name):
@@ -109,8 +110,8 @@ def test_a_sample_follows_an_untimed_call():
         return work
 
     timing.take_turns([call("a"), call("b")], 4, CPU)
-    # Twice at first, then twice a turn: the warm-up and the sample.
-    assert "".join(order) == "aabb" * 5
+    # Twice at first, then three times a turn: two calls to warm up and the sample.
+    assert "".join(order) == "aabb" + "aaabbb" * 4
 
 
 def test_median_of_undisturbed_samples():

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 Call = Callable[[], Any]
 
-# A sample repeats a short call until it lasts about this long; a call longer than _SLOW is timed _SLOW_SAMPLES times.
+# A sample repeats a short call until it lasts about this long, after untimed calls for about _WARM_SECONDS; a call
+# longer than _SLOW is timed _SLOW_SAMPLES times.
 _SAMPLE_SECONDS = 0.005
+_WARM_SECONDS = 0.05
 _SLOW = 1.0
 _SLOW_SAMPLES = 3
 
@@ -59,8 +61,9 @@ class Timing:
 def take_turns(calls: Sequence[Call], repeat: int, device: "torch.device") -> list[Timing]:
     """Times calls in turn, A B C A B C …, so that what else the machine does falls on all of them.
 
-    A call is made once untimed before each of its samples, so that none pays for what the call before it put into the
-    caches and gave back to the system; slow calls, beside which that is nothing, only before their first one.
+    Before each of its samples a call is made untimed for a while, so that none pays for what the call before it put
+    into the caches and gave back to the system, nor for the clock rate that the processor chose for it: it takes some
+    fifty milliseconds to find another. Slow calls, beside which that is nothing, are only before their first one.
 
     Args:
         calls: what is timed.
@@ -74,7 +77,8 @@ def take_turns(calls: Sequence[Call], repeat: int, device: "torch.device") -> li
     for turn in range(repeat):
         for call, length, taken in zip(calls, lengths, samples, strict=True):
             if length <= _SLOW:
-                call()
+                for _ in range(max(1, round(_WARM_SECONDS / length))):
+                    call()
             if length <= _SLOW or turn < _SLOW_SAMPLES:
                 taken.append(_sample(call, max(1, min(50, round(_SAMPLE_SECONDS / length))), device))
     return [summarize(taken) for taken in samples]
