@@ -5,6 +5,7 @@ import torch
 from parity import fast_float64_depthwise, relative_error
 
 from attnzoo.kernels import large_kernel_attention, use_backend
+from attnzoo.tools.benchmarks.timing import peak_bytes
 
 BACKENDS = ["reference", "torch"]
 
@@ -63,6 +64,26 @@ def test_torch_is_the_reference(size, dtype, bound):
     assert relative_error(found, truth) < bound
     for gradient, each in zip(gradients, expected, strict=True):
         assert relative_error(gradient, each) < 10 * bound
+
+
+# One image at a time, three and a rest of two, all of them; maps that the dilation divides, or leaves one or two of.
+@pytest.mark.parametrize("images", [1, 3, 5])
+@pytest.mark.parametrize("size", [(9, 9), (7, 8), (11, 12), (2, 1)])
+@torch.no_grad()
+def test_parts_of_a_batch_without_a_gradient(size, images, monkeypatch):
+    args = draw(4, size, batch=5)
+    image_bytes = args[0][0].numel() * args[0].element_size()
+    monkeypatch.setattr("attnzoo.kernels.large_kernel._BUFFER_BYTES", images * image_bytes)
+    given = [x.clone() for x in args]
+    assert relative_error(run("torch", *args), run("reference", *args)) < 1e-12
+    assert all(torch.equal(x, before) for x, before in zip(args, given, strict=True))
+
+
+@torch.no_grad()
+def test_memory_without_a_gradient():
+    """Beside the result no more than its size: beyond twice the largest block glibc gives memory back at every call."""
+    args = draw(64, (56, 56), batch=8, dtype=torch.float32)
+    assert peak_bytes(lambda: run("torch", *args), torch.device("cpu")) < 2 * args[0].nbytes
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

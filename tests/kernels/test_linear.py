@@ -7,6 +7,7 @@ import torch
 from parity import relative_error
 
 from attnzoo.kernels import _magnitude_aware, linear_attention, magnitude_aware_linear_attention, use_backend
+from attnzoo.kernels._chunks import buffer_bytes
 from attnzoo.kernels.rotary import rotate
 
 BACKENDS = ["reference", "torch"]
@@ -185,6 +186,14 @@ def test_views_and_expanded_gradients(op, backend):
     again.backward(torch.ones_like(again))
     torch.testing.assert_close(out, again, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, packed.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_take_no_more_than_the_result(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    large, small = torch.empty(2**21), torch.empty(8)
+    assert buffer_bytes(2**20, large, 4) == 2**21
+    assert buffer_bytes(2**10, large, 4) == 2**13
+    assert buffer_bytes(2**20, small, 4) == 2**19
 
 
 @pytest.mark.parametrize("op", OPS)
