@@ -17,7 +17,8 @@ from .dispatch import Implementation, Op
 
 # From this side on phases also win in training; below, the backward of many tiny maps costs more than it saves.
 _PHASES_IN_TRAINING = 14
-# Without a gradient this part of a batch is worked on at once, at most, if it does not leave the cache.
+# Without a gradient a quarter of the batch is worked on at once: its three buffers then take less than the result, as
+# _chunks.buffer_bytes has it. Maps below _LEAST_BYTES are taken together, beyond _BUFFER_BYTES they leave the cache.
 _PARTS = 4
 _LEAST_BYTES = 2**20
 _BUFFER_BYTES = 2**21
