@@ -165,22 +165,13 @@ def _in_place(
     filled = x.new_zeros(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
-        _gate(result.copy_(source), filled[: len(source)], *parameters, dilation)
+        _gate(result.copy_(source), filled[: len(source)], parameters, dilation)
     return out
 
 
-def _gate(
-    x: torch.Tensor,
-    filled: torch.Tensor,
-    local_weight: torch.Tensor,
-    dilated_weight: torch.Tensor,
-    point_weight: torch.Tensor,
-    local_bias: torch.Tensor | None,
-    dilated_bias: torch.Tensor | None,
-    point_bias: torch.Tensor | None,
-    dilation: int,
-) -> None:
+def _gate(x: torch.Tensor, filled: torch.Tensor, parameters: tuple[torch.Tensor | None, ...], dilation: int) -> None:
     """Multiplies x ``[B, H, W, C]`` by its attention; ``filled`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
+    local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias = parameters
     attention = _depthwise(x.permute(0, 3, 1, 2), local_weight, local_bias).permute(0, 2, 3, 1).contiguous()
     for phase, each in _phases(attention, filled, dilation):
         phase.copy_(each)

@@ -29,12 +29,12 @@ How to read the tables of ops:
 - **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
   are not part of; that they compete for caches and memory still shows. On more threads it is the wall clock's.
   Before every sample the same form runs untimed for 50 ms: caches and clock rate are what it makes them, not what
-  another form left. Without that an op of 6 ms took 9 after a slow form, as it did after a pause.
+  another form left. The first calls after a slow form, or after a pause, take longer.
   The C library's allocator keeps what is freed, but for blocks of 32 MB and more: those are fresh memory at every
   call, whose page faults are part of the time. By itself it gives large free ends of its heap back to the system, too;
   who pays for that depends on where blocks come to lie, and moved ratios by a factor of two from process to process.
   A program of yours gets the same by `MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=33554432` in its
-  environment: on two threads four images through `van_b0` took 65 ms with it, 107 ms without.
+  environment, which on a CPU can save whole models much of their time.
 - **× ours**: time over that of `torch`; above 1 the form is slower.
 - **× floor**: time over the longer of moving inputs and outputs once at the speed of a large copy, and computing the
   op's products at the speed of a large matrix product, both measured in the same run.
