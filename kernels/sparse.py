@@ -93,10 +93,13 @@ def top_mask(values: torch.Tensor, count: int) -> torch.Tensor | None:
     if not eager or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return None
     rows = values.detach().numpy()
+    ordered = np.sort(rows, axis=-1)
+    least = ordered[..., -count, None]
+    if count < rows.shape[-1] and not (ordered[..., -count - 1, None] < least).all():
+        return None
     # The kept are those not below the last one kept, NaN among them.
-    mask = np.less(rows, np.sort(rows, axis=-1)[..., -count, None])
-    np.logical_not(mask, out=mask)
-    return torch.from_numpy(mask) if np.count_nonzero(mask) * rows.shape[-1] == mask.size * count else None
+    mask = np.less(rows, least)
+    return torch.from_numpy(np.logical_not(mask, out=mask))
 
 
 def _prepare(

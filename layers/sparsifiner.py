@@ -237,29 +237,40 @@ class SparsifinerAttention(nn.Module):
             keep: bool [B, H·W], the patches not dropped before, None for all.
             num_kept: how many they are in each image.
         """
+        x, attention = in_chunks(
+            lambda x, keep=None: self._attend(x, grid, keep, num_kept),
+            (x,) if keep is None else (x, keep),
+            self.num_heads * x.shape[1] ** 2 * x.element_size(),
+        )
+        return self.proj_drop(x), attention
+
+    def _attend(
+        self, x: Tensor, grid: tuple[int, int] | None, keep: Tensor | None, num_kept: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` does for a few images."""
         qkv = self.qkv(x)
         if keep is not None:
             qkv = torch.cat([qkv[:, :1], qkv[:, 1:] * keep[..., None]], dim=1)
-        x, attention = in_chunks(
-            lambda qkv, keep=None: self._attend(qkv, grid, keep, num_kept),
-            (qkv,) if keep is None else (qkv, keep),
-            self.num_heads * x.shape[1] ** 2 * x.element_size(),
-        )
-        return self.proj_drop(self.proj(x)), attention
-
-    def _attend(
-        self, qkv: Tensor, grid: tuple[int, int] | None, keep: Tensor | None, num_kept: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """What :meth:`forward` does between its projections."""
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         scores, _ = self.predictor.estimate(q.detach(), k.detach(), grid, keep)
         connections = self.predictor.select(scores, keep, num_kept)
         bias = (scores - scores.detach()).to(q.dtype) if self.training else None
         patches = sparse_attention(q[:, 1:], k, v, connections, bias=bias)
-        row = (q[:, :1] * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        first, row = self._class_token(q[:, 0], k, v)
+        return self.proj(torch.cat([first, patches.flatten(-2)], dim=1)), row[:, :, 1:].mean(1)
+
+    def _class_token(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Its attention to all tokens, for all heads in one product each: [B, 1, C] and the weights [B, heads, N].
+
+        A head's query is widened to all channels by zeros, and of its row of results only its own channels are taken:
+        keys and values are read as they lie.
+        """
+        own = torch.eye(self.num_heads, dtype=q.dtype, device=q.device).unsqueeze(-1)
+        wide = (q.unsqueeze(1) * (own * q.shape[-1] ** -0.5)).flatten(2)
+        row = wide @ k.flatten(2).transpose(1, 2)
         row = row.softmax(-1, dtype=torch.float64 if row.dtype == torch.float64 else torch.float32)
-        first = (row.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
-        return torch.cat([first, patches], dim=1).flatten(-2), row[:, :, 0, 1:].mean(1)
+        out = (row.to(v.dtype) @ v.flatten(2)).unflatten(-1, (self.num_heads, -1))
+        return out.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1).unsqueeze(1), row
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"
