@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from .benchmarks.timing import settle_allocator
+from .allocator import keep_freed_memory
 from .cli import HelpFormatter
 
 SUBJECTS = ("ops", "layers", "models", "diffusion", "plot", "docs")
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settle_allocator()
+    keep_freed_memory(largest=False)
     return _module(args.subject).run(args)
 
 

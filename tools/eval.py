@@ -12,6 +12,7 @@ import os
 import shlex
 from typing import Any
 
+from .allocator import keep_freed_memory
 from .cli import UserError
 from .evaluation.results import ResultsFile
 from .evaluation.session import Session
@@ -124,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     file = ResultsFile(args.results) if args.results else None
     previous = file.check(args.resume, args.overwrite) if file else None
+    keep_freed_memory()
     return Session(args, file, previous, _command(args)).run()
 
 

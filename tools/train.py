@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from .allocator import keep_freed_memory
 from .cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter
 from .training.config import as_tree, describe_keys, find_recipe, load_recipe
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from .training.progress import Interrupted, NonFinite
     from .training.run import train
 
+    keep_freed_memory()
     output = args.output or Path("out") / find_recipe(args.config).stem
     try:
         progress = train(recipe, output, resume=args.resume, overwrite=args.overwrite, cpu=args.cpu)

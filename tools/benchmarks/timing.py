@@ -4,8 +4,6 @@ CUDA calls are timed by CUDA events; CPU calls on one thread by the processor ti
 processes' turns do not count; on more threads, where waiting matters, by the wall clock.
 """
 
-import contextlib
-import ctypes
 import json
 import os
 import platform
@@ -29,9 +27,6 @@ _SAMPLE_SECONDS = 0.005
 _WARM_SECONDS = 0.05
 _SLOW = 1.0
 _SLOW_SAMPLES = 3
-
-# Parameters of the C library's mallopt.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -181,19 +176,6 @@ def ceilings(device: "torch.device", dtype: "torch.dtype", repeat: int = 5) -> C
     a = torch.ones(side, side, device=device, dtype=dtype)
     copy, product = take_turns([lambda: target.copy_(source), lambda: a @ a], repeat, device)
     return Ceilings(2 * source.nbytes / copy.seconds, 2 * side**3 / product.seconds)
-
-
-def settle_allocator() -> None:
-    """Makes the GNU C library's allocator keep what is freed, blocks from 32 MB on excepted.
-
-    Left to itself it raises its thresholds as large blocks come and go, and from then on gives the free end of its
-    heap back to the system where that is longer than 64 MB. Which of the forms that take turns is given fresh memory,
-    and pays for its page faults, then depends on what ran before and on where blocks lie in this process.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def machine(device: "torch.device") -> dict[str, Any]:
