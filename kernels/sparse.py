@@ -26,6 +26,8 @@ _BITS = {
     torch.float32: (torch.int32, 23),
     torch.float64: (torch.int64, 52),
 }
+# What PyTorch's selection takes on one thread, in sorts of NumPy's.
+_SELECTION_PER_SORT = 6
 # Gathered values at a time, for one image: small enough for a core's cache.
 _GATHERED_VALUES = 2**17
 
@@ -87,10 +89,13 @@ def largest_entries(scores: torch.Tensor, budget: int) -> torch.Tensor:
 def top_mask(values: torch.Tensor, count: int) -> torch.Tensor | None:
     """True at the ``count`` largest entries of each row, or None where that is not known to be quick.
 
-    NumPy sorts short rows of floats with vector instructions, in a sixth of the time of PyTorch's selection on a CPU.
+    NumPy sorts short rows of floats with vector instructions, in a sixth of the time of PyTorch's selection on a CPU;
+    but on one thread only.
     """
     eager = type(values) is torch.Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     if not eager or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return None
+    if torch.get_num_threads() > _SELECTION_PER_SORT:
         return None
     rows = values.detach().numpy()
     ordered = np.sort(rows, axis=-1)

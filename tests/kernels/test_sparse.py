@@ -170,6 +170,14 @@ def test_equal_entries_do_not_exceed_the_budget(values):
     assert found[..., [0, 3]].all()
 
 
+def test_many_threads_select_by_themselves(monkeypatch):
+    scores = torch.rand(1, 1, 5, 8)
+    by_sorting = largest_entries(scores, 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert top_mask(scores, 3) is None
+    assert torch.equal(as_mask(largest_entries(scores, 3), 8), by_sorting)
+
+
 def test_an_entry_that_is_not_a_number_is_kept():
     scores = torch.tensor([0.1, math.nan, 0.3, 0.2]).view(1, 1, 1, 4)
     assert largest_entries(scores, 2).flatten().tolist() in ([False, True, True, False], [1, 2], [2, 1])
