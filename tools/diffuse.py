@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .allocator import keep_freed_memory
 from .cli import EXIT_OK, UserError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
+    keep_freed_memory()
     import torch
 
     try:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from attnzoo.tools import allocator, eval, train
+from attnzoo.tools import allocator, diffuse, eval, train
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is the GNU C library's")
 
@@ -55,9 +55,10 @@ def test_the_environment_has_the_last_word(name):
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [(eval, ["van_b0", "--data", "digits"]), (train, ["dinat_nano_digits"])]
+    ("command", "arguments"),
+    [(eval, ["van_b0", "--data", "digits"]), (train, ["dinat_nano_digits"]), (diffuse, ["pipe", "--prompt", "a cat"])],
 )
-def test_eval_and_train_keep_it(command, arguments, monkeypatch):
+def test_long_commands_keep_it(command, arguments, monkeypatch):
     class Called(Exception):
         pass
 

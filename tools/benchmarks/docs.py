@@ -34,7 +34,7 @@ How to read the tables of ops:
   call, whose page faults are part of the time. By itself it gives large free ends of its heap back to the system, too;
   who pays for that depends on where blocks come to lie, and moved ratios by a factor of two from process to process.
   A program of yours gets the same by `MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=33554432` in its
-  environment, and keeps the largest blocks, too, by `MALLOC_MMAP_MAX_=0`; `attnzoo eval` and `attnzoo train` do.
+  environment, and keeps the largest blocks, too, by `MALLOC_MMAP_MAX_=0`; `attnzoo eval`, `train` and `diffuse` do.
 - **× ours**: time over that of `torch`; above 1 the form is slower.
 - **× floor**: time over the longer of moving inputs and outputs once at the speed of a large copy, and computing the
   op's products at the speed of a large matrix product, both measured in the same run.
