@@ -12,6 +12,7 @@ import torch
 
 from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
 from ._linear import by_images, full_precision, in_full_precision, products_with
+from ._linear_in_place import linear_in_place, reads_in_place
 from ._magnitude_aware import magnitude_aware_in_place
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
@@ -138,6 +139,10 @@ def _linear_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: fl
 
 
 def _linear_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
+    if q.device.type == "cpu" and may_overwrite(q) and reads_in_place(q):
+        with full_precision(q.device):
+            return linear_in_place(q, k, v, eps)
+
     def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         weights = products_with(k.sum(-2), q).clamp(min=eps).unsqueeze(-1)
         out = q @ (k.transpose(-1, -2) @ v)

@@ -6,7 +6,13 @@ import pytest
 import torch
 from parity import relative_error
 
-from attnzoo.kernels import _magnitude_aware, linear_attention, magnitude_aware_linear_attention, use_backend
+from attnzoo.kernels import (
+    _linear_in_place,
+    _magnitude_aware,
+    linear_attention,
+    magnitude_aware_linear_attention,
+    use_backend,
+)
 from attnzoo.kernels._chunks import buffer_bytes
 from attnzoo.kernels.rotary import rotate
 
@@ -114,6 +120,25 @@ def test_torch_is_the_reference(op, dtype, bound):
         q, k = features(op, q, k)
         truth = run(op, "reference", *(x.double() for x in (q, k, v)), **settings)
         assert relative_error(run(op, "torch", q, k, v, **settings), truth) < bound
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("batch", "heads", "threads"), [(3, 2, 1), (3, 2, 3), (2, 3, 2), (1, 4, 4), (4, 1, 2), (0, 2, 1), (2, 3, 4)]
+)
+def test_linear_without_a_gradient_reads_heads_where_they_lie(batch, heads, threads, dtype, monkeypatch):
+    monkeypatch.setattr(_linear_in_place, "_LEAST_VALUES", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    packed = torch.rand(batch, 5, 6, 3, heads, 4).to(dtype)
+    q, k, v = packed.unbind(3)
+    in_place = max(batch, heads) >= threads
+    assert _linear_in_place.reads_in_place(q) == in_place
+    found = run("linear", "torch", q, k, v)
+    assert found.dtype == dtype
+    assert found.is_contiguous() or not in_place
+    expected = run("linear", "reference", *(x.double() for x in (q, k, v)))
+    assert relative_error(found, expected) < (1e-12 if dtype == torch.float64 else 1e-2)
 
 
 @pytest.mark.parametrize("rotated", [False, True])
