@@ -1,5 +1,6 @@
 """``attnzoo mm train``: a killed run goes on to the same end, and what stops one is said in one line."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def test_killed_and_resumed(scope: str, cut: str, end: str, trained, started, tm
     assert not (tmp_path / f"{end}.pth").exists()
     assert main(["mm", "train", str(path), "--work-dir", str(tmp_path), "--resume"]) == 0
     same_end(whole / f"{end}.pth", tmp_path / f"{end}.pth")
+
+
+def test_one_process_is_not_said_to_be_one_of_several(trained, monkeypatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    path, whole = trained("mmseg")
+    assert main(["mm", "train", str(path), "--work-dir", str(whole), "--resume"]) == 0
+    assert "LOCAL_RANK" not in os.environ
 
 
 def test_loader_processes_repeat_themselves(config, tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def set_launcher(config: "Config", launcher: str) -> None:
     if launcher != "none" and not torch.accelerator.is_available():
         raise UserError(f"--launcher {launcher} needs GPUs: MMEngine gives every process one")
     config.launcher = launcher
-    os.environ.setdefault("LOCAL_RANK", "0")
+    # Not for one process: Accelerate would take it for one of several.
+    if launcher != "none":
+        os.environ.setdefault("LOCAL_RANK", "0")
 
 
 def build_runner(config: "Config") -> "CheckedRunner":
