@@ -9,7 +9,7 @@ import pytest
 
 from attnzoo.tools import allocator, diffuse, eval, train
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is the GNU C library's")
+only_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is the GNU C library's")
 
 _PROGRAM = """
 import resource, runpy, sys
@@ -40,18 +40,30 @@ def faults(mode, megabytes, **environment):
     return int(done.stdout)
 
 
+@only_glibc
 @pytest.mark.parametrize(("mode", "megabytes"), [("all", 64), ("all", 16), ("but the largest", 16)])
 def test_memory_is_not_fresh_again(mode, megabytes):
     assert faults(mode, megabytes) < 0.05 * faults("left alone", megabytes)
 
 
+@only_glibc
 def test_the_largest_blocks_can_be_left_alone():
     assert faults("but the largest", 64) > 0.9 * faults("left alone", 64)
 
 
+@only_glibc
 @pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_"])
 def test_the_environment_has_the_last_word(name):
     assert faults("all", 64, **{name: "1000000"}) > 0.9 * faults("left alone", 64)
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    for name in allocator._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    opened = []
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: opened.append(name) or object())
+    allocator.keep_freed_memory()
+    assert opened == [None]
 
 
 @pytest.mark.parametrize(
