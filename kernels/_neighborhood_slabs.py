@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._tiles import WHOLE, spread_bias
+from ._tiles import WHOLE, joint_offsets, spread_bias
 
 # Rows and columns of a tile, about. A longer tile wastes scores on keys outside windows, a shorter one copies more.
 _TILE = (4, 7)
@@ -26,7 +26,8 @@ _SCORE_BYTES = 2**20
 _COPY_BYTES = 2**22
 
 
-@dataclass(frozen=True)
+# Compared by identity: make_axis makes each once, and _offsets keeps its tables by them.
+@dataclass(frozen=True, eq=False)
 class Axis:
     """An axis of one dilation group.
 
@@ -100,7 +101,8 @@ class Masks:
         if bias is None:
             bias = torch.zeros(1, *(2 * n - 1 for n in kernel))
         self._bias = bias.to(q).expand(q.shape[3], -1, -1)
-        self._offsets = [torch.from_numpy(axis.offsets) for axis in axes]
+        self._kinds = tuple(len(axis.runs) for axis in axes)
+        self._offsets = torch.from_numpy(_offsets(axes, kernel))
         self.factors = self._spread(self._bias.exp(), 0.0)
 
     @cached_property
@@ -110,7 +112,12 @@ class Masks:
 
     def _spread(self, table: torch.Tensor, outside: float) -> torch.Tensor:
         spread = spread_bias(F.pad(table, (0, 1, 0, 1), value=outside), self._offsets)
-        return spread.unflatten(0, tuple(len(x) for x in self._offsets))
+        return spread.unflatten(0, self._kinds)
+
+
+@lru_cache(maxsize=256)
+def _offsets(axes: tuple[Axis, Axis], kernel: tuple[int, int]) -> np.ndarray:
+    return joint_offsets([axis.offsets for axis in axes], [2 * n for n in kernel])
 
 
 def slab_attention(

@@ -122,7 +122,7 @@ def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> tor
     if bias is None:
         bias = torch.zeros(1, *(2 * n - 1 for n in kernel), dtype=dtype, device=like.device)
     table = F.pad(bias.to(dtype), (0, 1) * axes, value=float("-inf"))
-    return spread_bias(table, [_table(problem, f"offsets{axis}", like) for axis in range(axes)])
+    return spread_bias(table, _table(problem, "offsets", like))
 
 
 def _table(problem: tuple, name: str, like: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,7 @@ def _make_table(
     plan = tile_plan(space, kernel, dilation)
     if name == "classes":
         return torch.as_tensor(np.repeat(np.arange(len(plan.counts)), plan.counts), device=device)
-    array = plan.offsets[int(name[7:])] if name.startswith("offsets") else getattr(plan, name)
-    return torch.as_tensor(array, device=device)
+    return torch.as_tensor(getattr(plan, name), device=device)
 
 
 # Only real tensors get here: one made under a fake mode would poison later calls.

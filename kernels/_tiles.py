@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,7 +42,8 @@ class TilePlan:
         keys: ``[tiles, keys of a tile]`` positions.
         tile: ``[positions]``, the tile that computes each position.
         slot: ``[positions]``, its place in that tile.
-        offsets: per axis ``[classes, T, S]`` index into the bias axis, 2 * K - 1 outside the window.
+        offsets: ``[classes, queries of a tile, keys of a tile]`` indices into a head's bias, flattened, whose axes have
+            2 * K entries; outside the window the last of an axis.
         counts: tiles in each class; classes are row-major over the axes' classes.
     """
 
@@ -49,7 +51,7 @@ class TilePlan:
     keys: np.ndarray
     tile: np.ndarray
     slot: np.ndarray
-    offsets: tuple[np.ndarray, ...]
+    offsets: np.ndarray
     counts: tuple[int, ...]
 
 
@@ -70,7 +72,8 @@ def tile_plan(space: tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[i
     place[queries.ravel()] = np.arange(queries.size)
     tile, slot = np.divmod(place, queries.shape[1])
     counts = np.bincount(classes, minlength=int(np.prod(class_counts)))
-    return TilePlan(queries, keys, tile, slot, tuple(axis.offsets for axis in axes), tuple(counts.tolist()))
+    offsets = joint_offsets([axis.offsets for axis in axes], [2 * n for n in kernel])
+    return TilePlan(queries, keys, tile, slot, offsets, tuple(counts.tolist()))
 
 
 def _tile_sizes(members: list[int]) -> list[int]:
@@ -116,22 +119,26 @@ def _flatten(positions: list[np.ndarray], space: tuple[int, ...]) -> np.ndarray:
     return flat
 
 
-def spread_bias(table: torch.Tensor, offsets: list[torch.Tensor]) -> torch.Tensor:
+def joint_offsets(offsets: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """Indices ``[classes, T, S]`` into each axis of a table of ``sizes`` → into the table, flattened.
+
+    Classes, queries and keys are row-major over the axes.
+    """
+    joint = offsets[0]
+    for each, size in itertools.islice(zip(offsets, sizes, strict=True), 1, None):
+        joint = joint[:, None, :, None, :, None] * size + each[None, :, None, :, None, :]
+        joint = joint.reshape([a * b for a, b in zip(joint.shape[::2], joint.shape[1::2], strict=True)])
+    return joint
+
+
+def spread_bias(table: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """A bias, and what is to be outside windows, for every query and key of a tile.
 
     Args:
         table: ``[heads, *(2 * K)]``, what is outside windows last along each axis.
-        offsets: per axis ``[classes, T, S]`` indices into it.
+        offsets: ``[classes, queries of a tile, keys of a tile]`` indices into a head's table.
 
     Returns:
-        ``[classes, heads, queries of a tile, keys of a tile]``; classes are row-major over the axes' classes.
+        ``[classes, heads, queries of a tile, keys of a tile]``.
     """
-    # The last axis first: its gather is element by element, those before it copy rows.
-    axes, sizes = len(offsets), []
-    for axis in reversed(range(axes)):
-        table = table.index_select(axis + 1, offsets[axis].flatten())
-        sizes = [*offsets[axis].shape, *sizes]
-    table = table.reshape(-1, *sizes)
-    classes, queries, keys = (range(first, 1 + 3 * axes, 3) for first in (1, 2, 3))
-    table = table.permute(*classes, 0, *queries, *keys)
-    return table.flatten(2 * axes + 1).flatten(axes + 1, 2 * axes).flatten(0, axes - 1)
+    return table.flatten(1).index_select(1, offsets.flatten()).unflatten(1, offsets.shape).transpose(0, 1)

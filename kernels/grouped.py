@@ -88,9 +88,9 @@ def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     """Scaled-dot-product attention; unequal groups are copied head by head, equal ones are not."""
-    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
     if groups is not None:
-        keys, values = keys.index_select(1, groups), values.index_select(1, groups)
+        k, v = k.index_select(2, groups), v.index_select(2, groups)
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
     shared = keys.shape[1] != queries.shape[1]
     return F.scaled_dot_product_attention(queries, keys, values, scale=scale, enable_gqa=shared).transpose(1, 2)
 

@@ -25,6 +25,7 @@ CACHES = (
     _tiles.tile_plan,
     _neighborhood_tiles._device_table,
     _neighborhood_slabs.make_axis,
+    _neighborhood_slabs._offsets,
     _dynamic_conv_rows.window_runs,
     _dynamic_conv_tiles._axis,
     _dynamic_conv_tiles._device_table,
