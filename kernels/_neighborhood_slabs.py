@@ -22,8 +22,8 @@ from ._tiles import WHOLE, joint_offsets, spread_bias
 # Rows and columns of a tile, about. A longer tile wastes scores on keys outside windows, a shorter one copies more.
 _TILE = (4, 7)
 # Of the scores that are in work at once, and of what is copied for some images, for every thread.
-_SCORE_BYTES = 2**20
-_COPY_BYTES = 2**22
+_SCORE_BYTES = 2**21
+_COPY_BYTES = 2**23
 
 
 # Compared by identity: make_axis makes each once, and _offsets keeps its tables by them.
@@ -132,20 +132,38 @@ def slab_attention(
     """The result for maps ``[B, H, W, heads, D]``; ``axes`` of :func:`slab_axes`."""
     out = v.new_empty(v.shape)
     images = _images_at_once(q, v, axes)
+    rest = len(q) % images
+    # The last few images get copies of their own size: all that there is room for in the copies is computed.
+    for some, count in ((slice(0, len(q) - rest), images), (slice(len(q) - rest, len(q)), rest)):
+        if count:
+            maps = tuple(x[some] for x in (q, k, v, out))
+            _attend_maps(maps, count, axes, dilation, masks, scale)
+    return out
+
+
+def _attend_maps(
+    maps: tuple[torch.Tensor, ...],
+    images: int,
+    axes: tuple[Axis, Axis],
+    dilation: tuple[int, int],
+    masks: Masks,
+    scale: float,
+) -> None:
+    """Attention of queries, keys and values into results, maps of a multiple of ``images`` that are copied at once."""
+    q, k, v, _ = maps
     queries, keys, values = _Queries(q, axes, dilation, images), *(_Keys(x, axes, dilation, images) for x in (k, v))
     results = queries if v.shape[-1] == q.shape[-1] else _Queries(v, axes, dilation, images)
     matrices = [
         tuple(x.matrices(first, stop) for x in (queries, keys, values, results)) for first, stop in axes[1].runs
     ]
-    for group in zip(*(x.split(images) for x in (q, k, v, out)), strict=True):
+    for group in zip(*(x.split(images) for x in maps), strict=True):
         query, key, value, result = (_groups(x, dilation) for x in group)
-        queries.load(query, scale)
+        queries.load(query)
         keys.load(key)
         values.load(value)
         for kind, each in enumerate(matrices):
-            _attend(*each, masks, kind, axes[0])
+            _attend(*each, masks, kind, axes[0], scale)
         results.store(result)
-    return out
 
 
 def _images_at_once(q: torch.Tensor, v: torch.Tensor, axes: tuple[Axis, Axis]) -> int:
@@ -173,12 +191,12 @@ class _Queries:
         rows, cols = self._axes
         for tile in range(cols.tiles):
             columns = slice(tile * cols.size, (tile + 1) * cols.size)
-            yield self._maps[tile, : len(x), ..., : rows.members, :, :], x[..., columns, :]
+            yield self._maps[tile, ..., : rows.members, :, :], x[..., columns, :]
 
-    def load(self, x: torch.Tensor, scale: float) -> None:
-        """Fills in maps of :func:`_groups`, times ``scale``."""
+    def load(self, x: torch.Tensor) -> None:
+        """Fills in maps of :func:`_groups`."""
         for place, source in self._places(x):
-            torch.mul(source, scale, out=place)
+            place.copy_(source)
 
     def store(self, x: torch.Tensor) -> None:
         """Writes them back."""
@@ -211,7 +229,7 @@ class _Keys:
         for tile in range(cols.tiles):
             begin = tile * cols.size - cols.pad
             first, stop = max(begin, 0), min(begin + cols.keys, cols.members)
-            self._slabs[tile, : len(x), ..., height, first - begin : stop - begin, :].copy_(x[..., first:stop, :])
+            self._slabs[tile, ..., height, first - begin : stop - begin, :].copy_(x[..., first:stop, :])
 
     def matrices(self, first: int, stop: int) -> torch.Tensor:
         """Of the columns' tiles ``first`` to ``stop``: ``[all tiles, keys of a tile, D]``; tiles overlap."""
@@ -223,7 +241,14 @@ class _Keys:
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, masks: Masks, kind: int, rows: Axis
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    masks: Masks,
+    kind: int,
+    rows: Axis,
+    scale: float,
 ) -> None:
     """Attention of tiles ``[columns * images * groups * heads * tiles of rows, ...]``, some at a time.
 
@@ -238,12 +263,13 @@ def _attend(
     for query, key, value, result in zip(*(x.split(step) for x in (q, k, v, out)), strict=True):
         part = scores[: len(query)]
         tiles = part.view(-1, *shape)
-        torch.bmm(query, key.transpose(1, 2), out=part).exp_()
+        # The product takes the scale along; a copy of the queries that does takes twice as long as one that does not.
+        part.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale).exp_()
         for place, (first, stop) in enumerate(rows.runs):
             tiles[:, :, first:stop].mul_(factors[place, :, None])
         total = part.sum(-1, keepdim=True)
         if not _is_exact(total):
-            torch.bmm(query, key.transpose(1, 2), out=part)
+            part.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale)
             for place, (first, stop) in enumerate(rows.runs):
                 tiles[:, :, first:stop].add_(masks.terms[place, kind, :, None])
             torch.softmax(part, -1, out=part)
