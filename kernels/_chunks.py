@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -28,18 +28,24 @@ def in_chunks(attend: Callable[..., Results], tensors: tuple[torch.Tensor, ...],
     # Traced code keeps its symbolic batch, and other devices want one large launch.
     if is_traced(first) or first.device.type != "cpu":
         return attend(*tensors)
-    # Every thread has a cache of its own, and too little work for all of them costs more than it saves.
-    images = max(1, CHUNK_BYTES * torch.get_num_threads() // max(1, bytes_per_image))
-    if images >= first.shape[0]:
+    parts = list(chunks(tensors, bytes_per_image))
+    if len(parts) == 1:
         return attend(*tensors)
-    # split, not slices: its gradient is one concatenation.
-    results = (attend(*chunk) for chunk in zip(*(x.split(images) for x in tensors), strict=True))
+    results = (attend(*part) for part in parts)
     if may_overwrite(first):
         return _joined(results, first.shape[0])
-    chunks = list(results)
-    if isinstance(chunks[0], torch.Tensor):
-        return torch.cat(chunks)
-    return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+    results = list(results)
+    if isinstance(results[0], torch.Tensor):
+        return torch.cat(results)
+    return tuple(torch.cat(each) for each in zip(*results, strict=True))
+
+
+def chunks(tensors: tuple[torch.Tensor, ...], bytes_per_image: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors ``[B, ...]`` a few images at a time, as many as :func:`in_chunks` takes."""
+    # Every thread has a cache of its own, and too little work for all of them costs more than it saves.
+    images = max(1, CHUNK_BYTES * torch.get_num_threads() // max(1, bytes_per_image))
+    # split, not slices: its gradient is one concatenation.
+    return zip(*(x.split(images) for x in tensors), strict=True)
 
 
 def _joined(results: Iterable[Results], batch: int) -> Results:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import bi_level_routing_attention
-from ..kernels._chunks import in_chunks
+from ..kernels._chunks import chunks
 from ..kernels._regions import attend_regions, in_place, region_order_pays, to_regions
 
 
@@ -73,7 +73,7 @@ class BiLevelRoutingAttention(nn.Module):
         if bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         if region_order_pays(x, (self.num_regions, self.num_regions), self.topk):
-            x = in_chunks(self._by_regions, (x,), 2 * x[0].numel() * x.element_size())
+            x = self._by_regions(x)
         else:
             x = self._as_it_is(x)
         return x[:, :height, :width] if bottom or right else x
@@ -86,13 +86,18 @@ class BiLevelRoutingAttention(nn.Module):
         return self.proj_drop(self.proj(self.lepe(v.flatten(-2)).add_(attended)))
 
     def _by_regions(self, x: Tensor) -> Tensor:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for images, result in chunks((x, out), 2 * x[0].numel() * x.element_size()):
+            self._attend_regions(images, result)
+        return self.proj_drop(self.proj(out))
+
+    def _attend_regions(self, x: Tensor, out: Tensor) -> None:
+        """The attention of some images [B, H, W, C] with their position encoding, before the last projection."""
         regions, size = (self.num_regions, self.num_regions), tuple(x.shape[1:3])
         qkv = self.qkv(to_regions(x, regions))
         attended = in_place(attend_regions(qkv, self.num_heads, self.topk), regions, size)
         v = in_place(qkv[..., 2 * x.shape[-1] :], regions, size)
-        x = self.lepe(v.reshape(x.shape)).contiguous()
-        x.view(attended.shape).add_(attended)
-        return self.proj_drop(self.proj(x))
+        torch.add(self.lepe(v.reshape(x.shape)).reshape(attended.shape), attended, out=out.view(attended.shape))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, num_regions={self.num_regions}, topk={self.topk}"
