@@ -10,12 +10,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..kernels import use_backend
 from ..weights import manifest, pretrained_file
 from .cli import UserError
+from .counting import fewest_multiply_adds
 from .evaluation.models import check_name
 
 _COUNTER = (
@@ -78,32 +77,26 @@ def describe(name: str, img_size: list[int] | None = None, activations: bool = F
 
 def _costs(model: nn.Module, input_size: tuple[int, ...], name: str, activations: bool) -> dict[str, Any]:
     """Counted on the meta device: no memory, no time, and the same on every machine."""
-    outputs: list[int] = []
-    if activations:
-        for module in model.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-                module.register_forward_hook(lambda module, inputs, output: outputs.append(output.numel()))
     image = torch.empty(1, *input_size, device="meta")
-    counts = {}
     try:
-        # A reference may spell out a product that the torch form avoids, and that one may compute more than it keeps.
-        for backend in ("reference", "torch"):
-            outputs.clear()
-            counts[backend] = _multiply_adds(model, image, backend)
+        count, backend = fewest_multiply_adds(model, image)
+        outputs = _outputs(model, image) if activations else 0
     except (ValueError, AssertionError, RuntimeError) as error:
         side = "x".join(map(str, input_size[1:]))
         raise UserError(f"{name} does not take {side} images: {error}") from None
-    backend = min(counts, key=counts.__getitem__)
-    costs: dict[str, Any] = {"gmacs": round(counts[backend] / 1e9, 4), "counter": _COUNTER.format(backend=backend)}
-    return {**costs, "activations": sum(outputs)} if activations else costs
+    costs: dict[str, Any] = {"gmacs": round(count / 1e9, 4), "counter": _COUNTER.format(backend=backend)}
+    return {**costs, "activations": outputs} if activations else costs
 
 
-def _multiply_adds(model: nn.Module, image: torch.Tensor, backend: str) -> float:
-    counter = FlopCounterMode(display=False)
-    # The mathematical form of scaled-dot-product attention is made of matrix products, which are counted.
-    with use_backend(backend), sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
+def _outputs(model: nn.Module, image: torch.Tensor) -> int:
+    """Elements that convolutions and linear layers give."""
+    counts: list[int] = []
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
+            module.register_forward_hook(lambda module, inputs, output: counts.append(output.numel()))
+    with use_backend("torch"), torch.no_grad():
         model(image)
-    return counter.get_total_flops() / 2
+    return sum(counts)
 
 
 def _pyramid(model: nn.Module) -> list[dict[str, int]]:

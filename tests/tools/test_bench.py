@@ -251,7 +251,8 @@ def test_models(tmp_path):
     ours, other = read_report(file)["rows"]
     assert [ours["model"], other["model"]] == names
     assert ours["parameters"] == 6_015_640
-    (side,) = ours["sides"]
+    side, defined = ours["sides"]
+    assert defined["form"] == "reference" and defined["error"] == 0
     assert side["images_per_second"] == pytest.approx(1 / side["seconds"]) and side["error"] < 1e-5
     assert other["sides"][0]["error"] is None
 

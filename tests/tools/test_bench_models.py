@@ -30,17 +30,52 @@ def test_every_combination_gets_a_row_with_sides_in_turn(tmp_path: Path) -> None
     wanted = [(b, size) for b in (1, 2) for size in ([64, 64], [64, 96])]
     assert found == [(name, b, size, "float32", "auto") for b, size in wanted for name in (OURS, OTHER)]
     for row in report["rows"]:
-        (side,) = row["sides"]
-        assert side["images_per_second"] == pytest.approx(row["batch"] / side["seconds"])
-        assert 0 < side["latency"]["p50"] <= side["latency"]["p90"] <= side["latency"]["p99"]
-        assert (side["joules_per_image"] is None) == bool(side["no_energy_because"])
-        assert (side["error"] is None) == (row["model"] == OTHER) and side["peak_bytes"] > 0
+        # A peer has no definitions.
+        assert [side["form"] for side in row["sides"]] == ["eager", "reference"][: 1 + (row["model"] == OURS)]
+        for side in row["sides"]:
+            assert side["images_per_second"] == pytest.approx(row["batch"] / side["seconds"])
+            assert 0 < side["latency"]["p50"] <= side["latency"]["p90"] <= side["latency"]["p99"]
+            assert (side["joules_per_image"] is None) == bool(side["no_energy_because"])
+            assert (side["error"] is None) == (row["model"] == OTHER) and side["peak_bytes"] > 0
+            assert side["ratio"] == pytest.approx(side["seconds"] / row["sides"][0]["seconds"])
+            assert side["floor_ratio"] == pytest.approx(side["seconds"] / row["floor_seconds"])
     assert report["setting"]["command"] == (
         f"attnzoo bench models {OURS} {OTHER} --img-size 64,64x96 --batch 1,2 --repeat 2"
     )
     lines = list(csv.DictReader(table.open()))
-    assert [line["img_size"] for line in lines[::2]] == ["64×64", "64×96"] * 2
+    assert [line["img_size"] for line in lines[::3]] == ["64×64", "64×96"] * 2
     assert float(lines[0]["p90"]) == report["rows"][0]["sides"][0]["latency"]["p90"]
+
+
+def test_floors_count_what_a_model_cannot_do_without(tmp_path: Path) -> None:
+    """Of ViT's 64 × 64 pixels: 17 tokens through twelve blocks; the products by hand, the bytes by the parameters."""
+    rows = {}
+    for words in ([], ["--backward"]):
+        file = tmp_path / "models.json"
+        assert bench(OTHER, *words, "--img-size", 64, "--batch", 2, "--repeat", 1, "--json", file) == 0
+        rows[bool(words)] = read_report(file)["rows"][0]
+    tokens, width, images, logits = 17, 192, 2 * 3 * 64**2, 2 * 1000
+    block = 12 * tokens * width**2 + 2 * tokens**2 * width
+    flops = 2 * 2 * (16 * width * 3 * 16**2 + 12 * block + 1000 * width)
+    weights = rows[False]["parameters"]
+    assert rows[False]["flops"] == flops and rows[True]["flops"] == 3 * flops
+    assert rows[False]["bytes"] == 4 * (weights + images + logits)
+    assert rows[True]["bytes"] == 4 * (3 * weights + 2 * (images + logits))
+
+
+def test_definitions_are_for_small_images_and_can_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    assert bench(OURS, "--img-size", "64,32x2080", *QUICK, "--json", file) == 0
+    assert [[side["form"] for side in row["sides"]] for row in read_report(file)["rows"]] == [
+        ["eager", "reference"],
+        ["eager"],
+    ]
+    assert bench(OURS, "--img-size", 64, "--no-reference", *QUICK, "--json", file) == 0
+    report = read_report(file)
+    assert [side["form"] for side in report["rows"][0]["sides"]] == ["eager"]
+    assert "--no-reference" in report["setting"]["command"]
+    assert bench(OURS, "--img-size", 64, "--backend", "reference", *QUICK, "--json", file) == 0
+    assert [side["form"] for side in read_report(file)["rows"][0]["sides"]] == ["eager"]
 
 
 def test_failures_are_recorded_and_the_rest_goes_on(tmp_path: Path, capsys) -> None:

@@ -12,7 +12,7 @@ from .report import Report
 BACKENDS = ("auto", "torch", "reference", "triton")
 
 # What has to be the same for the rows of two sessions to stand in one file.
-_SAME = ("device", "timer", "threads", "python", "torch", "packages", "backward", "compile", "repeat")
+_SAME = ("device", "timer", "threads", "python", "torch", "packages", "backward", "compile", "reference", "repeat")
 
 
 @dataclass(frozen=True)

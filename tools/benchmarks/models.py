@@ -1,4 +1,4 @@
-"""Time models, eager and compiled, ours and timm's in turn: over devices, number types, backends, batches and sizes."""
+"""Time models, ours beside their definitions and timm's: over devices, number types, backends, batches and sizes."""
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ from .report import Report, models_csv, read_report
 
 if TYPE_CHECKING:
     from .sides import Side
+    from .timing import Ceilings
 
 # The smallest of each family that takes images of this size.
 MODELS = (
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="more names, for use behind options")
     add_grid_arguments(parser)
     add_timing_arguments(parser)
+    parser.add_argument(
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="time models by their ops' definitions, too, on images of up to 256×256 pixels",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures here, a line a side")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json FILE has and measure the rest")
 
@@ -55,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     combinations = _prepare(args)
     report = _begin(args)
     failed = 0
+    best = _Ceilings()
     for setup in combinations:
         done = [row["model"] for row in report["rows"] if setup.is_of(row)]
         pending = [name for name in names if name not in done]
@@ -62,9 +70,12 @@ def run(args: argparse.Namespace) -> int:
             continue
         report["failed"] = [row for row in report["failed"] if not (setup.is_of(row) and row["model"] in pending)]
         rows, failures = measure(pending, setup, args)
+        _add_floors(rows, best.of(setup))
         report["rows"] += rows
         report["failed"] += failures
         failed += len(failures)
+        if len({(each.device, each.dtype) for each in combinations}) == 1:
+            report["setting"] = {**best.of(setup).facts(), **report["setting"]}
         _print(setup, rows)
         _write(args, report)
     _write(args, report)
@@ -81,7 +92,7 @@ def measure(
     """
     import torch
 
-    from .sides import build, forced, make_side, room_to_compile
+    from .sides import build, costs, forced, forms_of, make_side, room_to_compile
 
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
@@ -97,12 +108,13 @@ def measure(
         for name in names:
             try:
                 model = build(name, setup.img_size).to(setup.device, getattr(torch, setup.dtype))
+                needs = costs(name, model, setup, args.backward)
             except (ValueError, RuntimeError, AssertionError, TypeError) as error:
                 fail(name, "eager", error)
                 continue
             parameters = sum(x.numel() for x in model.parameters())
-            row = {"model": name, **setup.facts(), "parameters": parameters, "sides": []}
-            for form in ("eager", "compiled") if args.compile else ("eager",):
+            row = {"model": name, **setup.facts(), "parameters": parameters, **needs, "sides": []}
+            for form in forms_of(model, setup, args.compile, args.reference):
                 try:
                     side = make_side(model, form, setup, args.backward)
                     side.call()
@@ -144,6 +156,33 @@ def _time(sides: "list[Side]", setup: Setup, repeat: int) -> list[dict[str, Any]
             }
         )
     return found
+
+
+class _Ceilings:
+    """What each device does at best with each type, measured when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], Ceilings] = {}
+
+    def of(self, setup: Setup) -> "Ceilings":
+        import torch
+
+        from .timing import ceilings
+
+        key = (setup.device, setup.dtype)
+        if key not in self._known:
+            self._known[key] = ceilings(torch.device(setup.device), getattr(torch, setup.dtype))
+        return self._known[key]
+
+
+def _add_floors(rows: list[dict[str, Any]], best: "Ceilings") -> None:
+    """How long each side takes beside the eager one, and beside what the machine could do."""
+    for row in rows:
+        row["floor_seconds"] = best.floor(row["bytes"], row["flops"])
+        eager = next((side["seconds"] for side in row["sides"] if side["form"] == "eager"), None)
+        for side in row["sides"]:
+            side["ratio"] = None if eager is None else side["seconds"] / eager
+            side["floor_ratio"] = side["seconds"] / row["floor_seconds"]
 
 
 def _check_names(names: list[str]) -> None:
@@ -201,4 +240,5 @@ def _print(setup: Setup, rows: list[dict[str, Any]]) -> None:
         for side in row["sides"]:
             rate, peak = side["images_per_second"], side["peak_bytes"] / 1e6
             times = " ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in side["latency"].items())
-            print(f"  {row['model']:30s} {side['form']:9s} {rate:8.2f} images/s  {times} ms {peak:8.1f} MB", flush=True)
+            figures = f"{rate:8.2f} images/s {side['floor_ratio']:6.1f}× floor  {times} ms {peak:8.1f} MB"
+            print(f"  {row['model']:30s} {side['form']:9s} {figures}", flush=True)

@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--case {args.case!r} is in no description, such as {CASES[0].label!r}")
     device = prepare(args)
     best = ceilings(device, getattr(torch, args.dtype))
-    rates = {"copy_gb_per_second": best.bytes_per_second / 1e9, "matmul_gflops": best.flops_per_second / 1e9}
-    report = {"subject": "ops", "setting": {**setting(args, device), **rates}, "rows": []}
+    report = {"subject": "ops", "setting": {**setting(args, device), **best.facts()}, "rows": []}
     refused: list[str] = []
     for case in cases:
         if row := measure(case, args, device, best, refused):

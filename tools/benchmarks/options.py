@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
+# What an option is where it is not given; of those that not every subject has, too.
+_USUAL = {
+    "case": "",
+    "backward": False,
+    "compile": False,
+    "reference": True,
+    "threads": 1,
+    "device": "cpu",
+    "dtype": "float32",
+    "backend": "auto",
+    "img_size": "224",
+    "batch": None,
+    "repeat": 9,
+}
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser)
@@ -91,20 +106,21 @@ def setting(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     dtype = args.dtype if isinstance(args.dtype, str) else ", ".join(args.dtype)
-    options = {"dtype": dtype, "backward": args.backward, "compile": args.compile, "repeat": args.repeat}
-    return {"command": command(args), **machine(device), **options, "packages": versions}
+    names = ("backward", "compile", "reference", "repeat")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {"command": command(args), **machine(device), "dtype": dtype, **options, "packages": versions}
 
 
 def command(args: argparse.Namespace) -> str:
     """The command that measures this again."""
     words = ["attnzoo", "bench", args.subject, *(args.ops if args.subject == "ops" else args.names)]
-    usual = {"case": "", "backward": False, "compile": False, "threads": 1, "device": "cpu", "dtype": "float32"}
-    for name, default in {**usual, "backend": "auto", "img_size": "224", "batch": None, "repeat": 9}.items():
+    for name, default in _USUAL.items():
         value = getattr(args, name, default)
         value = ",".join(map(str, value)) if isinstance(value, list) else value
         if value != default:
             option = f"--{name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
+            switch = {True: [option], False: [f"--no-{name}"]}
+            words += switch[value] if isinstance(value, bool) else [option, str(value)]
     return shlex.join(words)
 
 

@@ -10,6 +10,7 @@ from ..cli import EXIT_OK, UserError, did_you_mean
 from .accuracies import Accuracy, published_accuracy
 from .options import check_files
 from .report import Report, read_report
+from .sides import FORMS
 
 KINDS = ("accuracy", "resolution")
 _SUFFIXES = (".png", ".svg", ".pdf")
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=", ".join(_SUFFIXES))
     parser.add_argument("--kind", choices=KINDS, help="what to draw (resolution if there are several sizes)")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="only these")
-    parser.add_argument("--form", default="eager", choices=("eager", "compiled"), help="which form's times")
+    parser.add_argument("--form", default="eager", choices=FORMS, help="which form's times")
     parser.add_argument("--label", nargs="+", metavar="TEXT", help="a name for each file, to draw several runs")
 
 

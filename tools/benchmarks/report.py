@@ -110,9 +110,10 @@ def layers_table(report: Report) -> str:
 
 
 def models_table(report: Report) -> str:
-    """A row a model; what differs between rows beside the model gets a column."""
+    """A row a side; what differs between models' rows beside the model gets a column."""
     varying = [name for name in _GRID if len({str(row.get(name)) for row in report["rows"]}) > 1]
-    head = ("model", *map(_title, varying), "parameters (M)", "form", "images/s", "peak MB", "error")
+    head = ("model", *map(_title, varying), "parameters (M)", "form")
+    head += ("images/s", "× eager", "× floor", "peak MB", "error")
     rows = []
     for row in report["rows"]:
         for side in row["sides"]:
@@ -123,6 +124,8 @@ def models_table(report: Report) -> str:
                     f"{row['parameters'] / 1e6:.1f}",
                     side["form"],
                     f"{side['images_per_second']:.1f}",
+                    _times(side.get("ratio"), 2),
+                    _times(side.get("floor_ratio"), 1),
                     f"{side['peak_bytes'] / 1e6:.0f}",
                     "–" if side["error"] is None else f"{side['error']:.0e}",
                 )
@@ -133,24 +136,30 @@ def models_table(report: Report) -> str:
 def models_csv(report: Report) -> str:
     """A line a side, and one for each combination that could not be measured, with the reason."""
     plain = ("form", "error", "seconds", "samples", "undisturbed", "images_per_second", "peak_bytes")
+    plain += ("ratio", "floor_ratio")
     energy = ("joules_per_image", "no_energy_because")
     latencies = ("p50", "p90", "p99")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", *_GRID, "parameters", *plain, *latencies, *energy, "failed"])
+    needs = ("parameters", "bytes", "flops", "floor_seconds")
+    writer.writerow(["model", *_GRID, *needs, *plain, *latencies, *energy, "failed"])
     for row in report["rows"]:
-        known = [row["model"], *(_cell(row.get(name)) for name in _GRID), row["parameters"]]
+        known = [row["model"], *(_cell(row.get(name)) for name in _GRID), *map(row.get, needs)]
         for side in row["sides"]:
             times = [side.get("latency", {}).get(name) for name in latencies]
             writer.writerow([*known, *map(side.get, plain), *times, *map(side.get, energy), None])
     for row in report.get("failed", []):
-        known = [row["model"], *(_cell(row.get(name)) for name in _GRID), None, row["form"]]
+        known = [row["model"], *(_cell(row.get(name)) for name in _GRID), *[None] * len(needs), row["form"]]
         writer.writerow([*known, *[None] * (len(plain) - 1 + len(latencies) + len(energy)), row["reason"]])
     return text.getvalue()
 
 
 def _title(name: str) -> str:
     return {"img_size": "pixels", "dtype": "type"}.get(name, name)
+
+
+def _times(ratio: float | None, digits: int) -> str:
+    return "–" if ratio is None else f"{ratio:.{digits}f}"
 
 
 def _cell(value: object) -> str:

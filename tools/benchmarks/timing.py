@@ -164,6 +164,10 @@ class Ceilings:
         """Seconds that moving ``size`` bytes or computing ``flops`` operations takes at least."""
         return max(size / self.bytes_per_second, flops / self.flops_per_second)
 
+    def facts(self) -> dict[str, float]:
+        """As a report's setting says it."""
+        return {"copy_gb_per_second": self.bytes_per_second / 1e9, "matmul_gflops": self.flops_per_second / 1e9}
+
 
 def ceilings(device: "torch.device", dtype: "torch.dtype", repeat: int = 5) -> Ceilings:
     """Measures the copy bandwidth and the rate of matrix products of a dtype."""
