@@ -11,6 +11,8 @@ from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from ..kernels import dynamic_depthwise_conv
+from ..kernels._checks import may_overwrite
+from ..kernels._checks import may_overwrite
 from .dilated_reparam import DilatedReparamConv
 
 # The context is pooled to this many regions along each side.
@@ -26,6 +28,7 @@ class ConvNorm(nn.Sequential):
         self.norm = nn.BatchNorm2d(dim_out, **dd)
 
 
+@register_notrace_module
 class ResidualDepthwiseConv(nn.Conv2d):
     """``x + conv(x)``, the convolution depth-wise 3×3."""
 
@@ -33,7 +36,9 @@ class ResidualDepthwiseConv(nn.Conv2d):
         super().__init__(dim, dim, 3, padding=1, groups=dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        out = super().forward(x)
+        # A convolution does not need its result for a gradient. Under autocast it has another type than x.
+        return out.add_(x) if out.dtype == x.dtype else x + out
 
 
 class ScaleShift2d(nn.Module):
@@ -45,7 +50,7 @@ class ScaleShift2d(nn.Module):
         self.beta = nn.Parameter(torch.zeros(dim, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma[:, None, None] + self.beta[:, None, None]
+        return torch.addcmul(self.beta[:, None, None], x, self.gamma[:, None, None])
 
 
 @register_notrace_module
@@ -56,10 +61,18 @@ class ResponseNorm2d(GlobalResponseNorm):
         super().__init__(dim, channels_last=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=dtype)
+        norm = _map_norms(x)
         factor = 1 + self.weight.view(self.wb_shape) * (norm / (norm.mean(1, keepdim=True) + self.eps))
-        return x * factor.to(x.dtype) + self.bias.view(self.wb_shape).to(x.dtype)
+        return torch.addcmul(self.bias.view(self.wb_shape).to(x.dtype), x, factor.to(x.dtype))
+
+
+def _map_norms(x: Tensor) -> Tensor:
+    """Norm of every channel of maps [B, C, H, W], [B, C, 1, 1] in float32 at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.device.type == "cpu" and may_overwrite(x) and not x.is_contiguous():
+        # With channels last PyTorch's norm takes up to twelve times as long; but this has no gradient at zero.
+        return x.to(dtype).square().sum((2, 3), keepdim=True).sqrt()
+    return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=dtype)
 
 
 class ConvMlp(nn.Module):
