@@ -126,6 +126,8 @@ on-gpu:
 	$(BIN)/attnzoo bench ops --device cuda --dtype bfloat16 --batch 128 --backward --json results/gpu-ops-backward.json
 	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 128 --backend auto,torch --compile \
 	  --json results/gpu-models.json
+	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 32 --backend auto,torch --backward \
+	  --json results/gpu-models-backward.json
 	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 2 --img-size 224,512,1024,2048 \
 	  --json results/gpu-resolution.json
 

@@ -43,6 +43,17 @@ How to read the tables of ops:
 - **error**: against the definition in float64, relative to the norm. It was taken before any time: a form whose error
   is too large gets no time.
 
+How to read the tables of models, all of them with random weights:
+
+- **form**: `eager` is the model as it is, `compiled` through `torch.compile`; `reference` has the definitions in place
+  of its attention ops and is otherwise the same model.
+- **× eager**: time over that of `eager`.
+- **× floor**: time over the longer of moving weights, images and logits once at the speed of a large copy, and of the
+  multiply-adds that `attnzoo info` counts, in matrix products and convolutions, at the speed of a large matrix product.
+  With gradients weights move three times and the others twice, at three times the multiply-adds.
+- **error**: of the logits against those by the definitions, relative to their norm: exactly 0 where both add in the
+  same order. The models of timm, which stand beside ours for their times, have none.
+
 What the goals below are, and what they are not: they were set by timings of both forms on two threads of an AVX-512
 processor. How far a form is ahead depends on the processor: PyTorch's matrix products come from MKL, which takes slower
 ways on processors that are not Intel's, and what both sides spend on products no form can save. It depends on the run,
