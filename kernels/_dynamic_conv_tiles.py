@@ -89,7 +89,8 @@ def tiled_dynamic_conv(
     if x.device.type == "cpu" and may_overwrite(x) and not few:
 
         def weights_of(weight: torch.Tensor, heads: slice) -> torch.Tensor:
-            return _weights(weight, axes, None if bias is None else bias[heads], softmax).to(x.dtype)
+            windows = None if bias is None else _bias_windows(bias[heads], axes, weight)
+            return _weights(weight, windows, softmax).to(x.dtype)
 
         with full_precision(x.device):
             return dynamic_conv_by_rows(x, weight, kernel, weights_of)
@@ -100,12 +101,10 @@ def tiled_dynamic_conv(
 
     # A head of an image is an item; heads first is also how the layers' products leave the weights.
     with full_precision(x.device):
-        in_place = not _heads_first(weight) and not is_traced(x) and x.device.type == "cpu"
-        if in_place and few and batch:
-            # The heads of an image, where they lie: no copy of the weights at all.
-            each_image = ((each.permute(2, 0, 1, 3) for each in pair) for pair in zip(x, weight, strict=True))
-            return torch.stack([_aggregate(axes, softmax, *pair, bias) for pair in each_image]).permute(0, 2, 3, 1, 4)
-        if in_place and _COPIES * matrix > CHUNK_BYTES:
+        here = not is_traced(x) and x.device.type == "cpu"
+        if here and few and batch:
+            return _each_image(x, weight, axes, bias, softmax)
+        if here and not _heads_first(weight) and _COPIES * matrix > CHUNK_BYTES:
             # Items are taken one by one anyway: reading them where they lie saves a copy of all weights.
             biases = [None] * heads if bias is None else [each.expand(batch, *each.shape) for each in bias]
             each_head = zip(x.unbind(3), weight.unbind(3), biases, strict=True)
@@ -115,6 +114,22 @@ def tiled_dynamic_conv(
             bias = bias.expand(batch, *bias.shape).flatten(0, 1)
         out = aggregate(x, weight, bias)
     return out.unflatten(0, (batch, heads)).permute(0, 2, 3, 1, 4)
+
+
+def _each_image(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    axes: tuple[tuple[int, int], ...],
+    bias: torch.Tensor | None,
+    softmax: bool,
+) -> torch.Tensor:
+    """The heads of an image, where they lie: no copy of the weights at all, and the bias laid out once."""
+    windows = None if bias is None else _bias_windows(bias, axes, weight)
+    images = [
+        _by_window(values, _weights(each, windows, softmax).to(x.dtype), axes)
+        for values, each in zip(*(maps.permute(0, 3, 1, 2, 4) for maps in (x, weight)), strict=True)
+    ]
+    return torch.stack(images).permute(0, 2, 3, 1, 4)
 
 
 def _few_windows(axes: tuple[tuple[int, int], ...]) -> bool:
@@ -134,7 +149,8 @@ def _aggregate(
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x ``[N, H, W, D]``, weight ``[N, H, W, window]`` and bias ``[N, 2 * Kh - 1, 2 * Kw - 1]`` → ``[N, H, W, D]``."""
-    weight = _weights(weight, axes, bias, softmax).to(x.dtype)
+    windows = None if bias is None else _bias_windows(bias, axes, weight)
+    weight = _weights(weight, windows, softmax).to(x.dtype)
     if _few_windows(axes):
         return _by_window(x, weight, axes)
     return _by_tile(x, weight, axes)
@@ -185,18 +201,21 @@ def _by_tile(x: torch.Tensor, weight: torch.Tensor, axes: tuple[tuple[int, int],
     return out
 
 
-def _weights(
-    weight: torch.Tensor, axes: tuple[tuple[int, int], ...], bias: torch.Tensor | None, softmax: bool
-) -> torch.Tensor:
-    """``[N, H, W, window]`` with bias and softmax."""
+def _weights(weight: torch.Tensor, windows: torch.Tensor | None, softmax: bool) -> torch.Tensor:
+    """``[N, H, W, window]`` with the bias of :func:`_bias_windows` and softmax."""
     dtype = compute_dtype(weight.dtype)
-    if bias is not None:
-        # Two copies of rows in place of a gather of single elements.
-        windows = bias.to(dtype)
-        for dim, axis in enumerate(axes, 1):
-            windows = windows.unfold(dim, axis[1], 1).index_select(dim, _table(axis, "starts", weight))
-        weight = weight + windows.flatten(3)
+    if windows is not None:
+        weight = weight + windows
     return weight.softmax(-1, dtype=dtype) if softmax else weight
+
+
+def _bias_windows(bias: torch.Tensor, axes: tuple[tuple[int, int], ...], weight: torch.Tensor) -> torch.Tensor:
+    """The bias ``[N, 2 * Kh - 1, 2 * Kw - 1]`` of every weight, ``[N, H, W, window]``."""
+    windows = bias.to(compute_dtype(weight.dtype))
+    # Two copies of rows in place of a gather of single elements.
+    for dim, axis in enumerate(axes, 1):
+        windows = windows.unfold(dim, axis[1], 1).index_select(dim, _table(axis, "starts", weight))
+    return windows.flatten(3)
 
 
 def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:

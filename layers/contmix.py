@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..kernels import dynamic_depthwise_conv
 from ..kernels._checks import may_overwrite
-from ..kernels._checks import may_overwrite
 from .dilated_reparam import DilatedReparamConv
 
 # The context is pooled to this many regions along each side.
