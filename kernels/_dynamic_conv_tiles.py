@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -88,9 +88,14 @@ def tiled_dynamic_conv(
     few = _few_windows(axes)
     if x.device.type == "cpu" and may_overwrite(x) and not few:
 
+        def windows_of(first: int, stop: int) -> torch.Tensor | None:
+            return None if bias is None else _bias_windows(bias[first:stop], axes, weight)
+
+        # All images have the same, which is as large as the weights of one.
+        windows_of = cache(windows_of) if batch > 1 else windows_of
+
         def weights_of(weight: torch.Tensor, heads: slice) -> torch.Tensor:
-            windows = None if bias is None else _bias_windows(bias[heads], axes, weight)
-            return _weights(weight, windows, softmax).to(x.dtype)
+            return _weights(weight, windows_of(heads.start, heads.stop), softmax).to(x.dtype)
 
         with full_precision(x.device):
             return dynamic_conv_by_rows(x, weight, kernel, weights_of)
