@@ -165,12 +165,20 @@ def _in_place(
     filled = x.new_zeros(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
-        _gate(result.copy_(source), filled[: len(source)], parameters, dilation)
+        # A map with channels last is read where it is, another one is turned over into its place in the result.
+        source = source if source.is_contiguous() else result.copy_(source)
+        _gate(source, result, filled[: len(source)], parameters, dilation)
     return out
 
 
-def _gate(x: torch.Tensor, filled: torch.Tensor, parameters: tuple[torch.Tensor | None, ...], dilation: int) -> None:
-    """Multiplies x ``[B, H, W, C]`` by its attention; ``filled`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
+def _gate(
+    x: torch.Tensor,
+    out: torch.Tensor,
+    filled: torch.Tensor,
+    parameters: tuple[torch.Tensor | None, ...],
+    dilation: int,
+) -> None:
+    """x ``[B, H, W, C]`` by its attention into ``out``; ``filled`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
     local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias = parameters
     attention = _depthwise(x.permute(0, 3, 1, 2), local_weight, local_bias).permute(0, 2, 3, 1).contiguous()
     for phase, each in _phases(attention, filled, dilation):
@@ -185,7 +193,7 @@ def _gate(x: torch.Tensor, filled: torch.Tensor, parameters: tuple[torch.Tensor 
         torch.mm(rows, point, out=product)
     else:
         torch.addmm(point_bias, rows, point, out=product)
-    x.mul_(product.view_as(x))
+    torch.mul(x, product.view_as(x), out=out)
 
 
 def _phases(whole: torch.Tensor, split: torch.Tensor, dilation: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
