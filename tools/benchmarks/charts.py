@@ -117,10 +117,11 @@ def _kinds(points: "list[Point]", ours: set[str]) -> list[tuple[str, str, str, s
 
 
 def _annotate(axes: "Axes", places: list[tuple[float, float, str]]) -> None:
-    """A name beside each point, on whichever side it covers no other point or name."""
+    """A name beside each point, on whichever side it covers no other point or name and stays within the axes."""
     axes.figure.draw_without_rendering()  # fixes the scale
     pixels = axes.transData.transform([(x, y) for x, y, _ in places])
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
+    within = tuple(axes.bbox.extents)
     for (x, y), place in sorted(zip(pixels, places, strict=True), key=lambda pair: -pair[0][1]):
         width, height = 5.9 * len(place[2]), 11
         options = {
@@ -129,7 +130,9 @@ def _annotate(axes: "Axes", places: list[tuple[float, float, str]]) -> None:
             "center": ((0, 7), (x - width / 2, y + 8, x + width / 2, y + 8 + height)),
             "middle": ((0, -14), (x - width / 2, y - 10 - height, x + width / 2, y - 10)),
         }
-        anchor = min(options, key=lambda name: sum(_overlap(options[name][1], other) for other in taken))
+        boxes = {name: box for name, (_, box) in options.items()}
+        outside = {name: round(width * height - _overlap(box, within)) for name, box in boxes.items()}
+        anchor = min(options, key=lambda name: outside[name] + sum(_overlap(boxes[name], other) for other in taken))
         offset, box = options[anchor]
         taken.append(box)
         align = "center" if anchor == "middle" else anchor
