@@ -136,6 +136,8 @@ def _torch(
     scale: float,
 ) -> torch.Tensor:
     """Two scaled-dot-product attentions, whose biases stay broadcast over the batch."""
+    if _learns_on_cpu(q, agent_bias, query_bias):
+        return _reference(q, k, v, agent, agent_bias, query_bias, scale)
     q, k, v, agent = (x.transpose(1, 2) for x in (q, k, v, agent))
     gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, q.dtype), scale=scale)
     mask = _mask(query_bias, q.dtype)
@@ -143,6 +145,13 @@ def _torch(
     if count < _FEW_AGENTS and count % _LANES and q.device.type == "cpu" and may_overwrite(q):
         agent, gathered, mask = _whole_vectors(agent, gathered, mask)
     return F.scaled_dot_product_attention(q, agent, gathered, mask, scale=scale).transpose(1, 2)
+
+
+def _learns_on_cpu(q: torch.Tensor, *biases: torch.Tensor | None) -> bool:
+    """Whether the scores are written out anyway: on a CPU PyTorch has no fused kernel with a bias's gradient, and its
+    unfused one takes longer than the definition, since it looks for rows without a key."""
+    learned = torch.is_grad_enabled() and any(bias is not None and bias.requires_grad for bias in biases)
+    return learned and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
 
 
 def _whole_vectors(

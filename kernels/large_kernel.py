@@ -15,8 +15,8 @@ from ._checks import is_traced
 from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
-# From this side on phases also win in training; below, the backward of many tiny maps costs more than it saves.
-_PHASES_IN_TRAINING = 14
+# With fewer positions in all, the backward of many tiny maps costs more than it saves.
+_FEW_POSITIONS = 200
 # Without a gradient a quarter of the batch is worked on at once: its three buffers then take less than the result, as
 # _chunks.buffer_bytes has it. Maps below _LEAST_BYTES are taken together, beyond _BUFFER_BYTES they leave the cache.
 _PARTS = 4
@@ -140,6 +140,8 @@ def _by_phases(
         return _reference(x, *parameters, dilation)
     if not is_traced(x) and not torch.is_grad_enabled() and x.numel():
         return _in_place(x, *parameters, dilation).permute(0, 3, 1, 2)
+    if not is_traced(x) and x.shape[0] * x.shape[2] * x.shape[3] < _FEW_POSITIONS:
+        return _reference(x.contiguous(), *parameters, dilation)
     out = in_chunks(
         lambda images: _channels_last(images, *parameters, dilation), (x,), x[:1].numel() * x.element_size()
     )
@@ -231,7 +233,7 @@ def _channels_last(
     """x ``[B, C, H, W]`` → ``[B, H, W, C]``."""
     x = x.contiguous(memory_format=torch.channels_last)
     attention = _depthwise(x, local_weight, local_bias)
-    phases = dilation > 1 and _phases_pay(x)
+    phases = dilation > 1
     if phases:
         attention = _depthwise(_to_phases(attention, dilation), dilated_weight, dilated_bias)
     else:
@@ -241,10 +243,6 @@ def _channels_last(
     if phases:
         attention = _from_phases(attention, dilation)[:, : x.shape[2], : x.shape[3]]
     return x.permute(0, 2, 3, 1) * attention
-
-
-def _phases_pay(x: torch.Tensor) -> bool:
-    return not torch.is_grad_enabled() or (x.shape[2] >= _PHASES_IN_TRAINING and x.shape[3] >= _PHASES_IN_TRAINING)
 
 
 def _to_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:

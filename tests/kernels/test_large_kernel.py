@@ -51,7 +51,9 @@ def test_definition(size, dilation, backend):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("size", [(14, 14), (16, 23), (7, 7), (1, 2)])
-def test_torch_is_the_reference(size, dtype, bound):
+@pytest.mark.parametrize("few", [0, 10**4], ids=["phases", "as it is"])
+def test_torch_is_the_reference(few, size, dtype, bound, monkeypatch):
+    monkeypatch.setattr("attnzoo.kernels.large_kernel._FEW_POSITIONS", few)
     inputs = [each.requires_grad_() for each in draw(4, size, dtype=dtype)]
     double = [each.detach().double().requires_grad_() for each in inputs]
     with fast_float64_depthwise():
@@ -88,7 +90,8 @@ def test_memory_without_a_gradient():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(3, 2), (14, 14)])
-def test_gradcheck(size, backend):
+def test_gradcheck(size, backend, monkeypatch):
+    monkeypatch.setattr("attnzoo.kernels.large_kernel._FEW_POSITIONS", 0)
     inputs = [each.requires_grad_() for each in draw(2, size, batch=1, local=3, dilated=3)]
     assert torch.autograd.gradcheck(lambda *each: run(backend, *each), inputs, fast_mode=size[0] > 3)
 
