@@ -13,7 +13,7 @@ from ._causal_flow import causal_flow_in_place
 from ._checks import may_overwrite
 from ._cross import check_cross_qkv
 from ._flow_in_place import flow_in_place, flows
-from ._linear import by_images, full_precision, in_full_precision
+from ._linear import full_precision, in_full_precision
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
@@ -121,7 +121,7 @@ def _torch(
         with full_precision(q.device):
             return (causal_flow_in_place if causal else flow_in_place)(q, k, v, eps, outer_eps)
     run = _causal if causal else _non_causal
-    return by_images(lambda q, k, v: run(q, k, v, eps, outer_eps), q, k, v)
+    return in_full_precision(lambda q, k, v: run(q, k, v, eps, outer_eps), q, k, v)
 
 
 def _non_causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float) -> torch.Tensor:

@@ -148,8 +148,8 @@ def _linear_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float)
         out = q @ (k.transpose(-1, -2) @ v)
         return out.div_(weights) if may_overwrite(out) else out / weights
 
-    # One head is not copied: there is nothing to keep in cache.
-    return (by_images if q.shape[-2] > 1 else in_full_precision)(run, q, k, v)
+    # One head is not copied: there is nothing to keep in cache. With gradients parts cost more than the cache saves.
+    return (by_images if q.shape[-2] > 1 and may_overwrite(q) else in_full_precision)(run, q, k, v)
 
 
 def _rotator(rotation: tuple[torch.Tensor, torch.Tensor] | None, like: torch.Tensor) -> Callable:
