@@ -17,11 +17,11 @@ from .dispatch import Implementation, Op
 
 # With fewer positions in all, the backward of many tiny maps costs more than it saves.
 _FEW_POSITIONS = 200
-# Without a gradient a quarter of the batch is worked on at once: its three buffers then take less than the result, as
-# _chunks.buffer_bytes has it. Maps below _LEAST_BYTES are taken together, beyond _BUFFER_BYTES they leave the cache.
-_PARTS = 4
-_LEAST_BYTES = 2**20
-_BUFFER_BYTES = 2**21
+# Without a gradient a third of the batch is worked on at once: two buffers then take less than the result, as
+# _chunks.buffer_bytes has it. Batches below _LEAST_BYTES are taken whole: every call of a convolution costs 50 µs.
+_PARTS = 3
+_LEAST_BYTES = 2**21
+_BUFFER_BYTES = 2**22
 
 
 def large_kernel_attention(
@@ -161,41 +161,55 @@ def _in_place(
     """x ``[B, C, H, W]`` → ``[B, H, W, C]`` without a gradient: chunks share their buffers, phases are copied once."""
     batch, channels, height, width = x.shape
     image_bytes = x[0].numel() * x.element_size()
-    images = max(1, min(max(-(-batch // _PARTS), _LEAST_BYTES // image_bytes), _BUFFER_BYTES // image_bytes))
+    parts = 1 if batch * image_bytes <= _LEAST_BYTES else _PARTS
+    images = max(1, min(-(-batch // parts), _BUFFER_BYTES // image_bytes))
     out = x.new_empty(batch, height, width, channels)
-    # The last phases are shorter where the dilation does not divide the map; what fills them up stays zero.
-    filled = x.new_zeros(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
+    buffer = x.new_empty(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
         # A map with channels last is read where it is, another one is turned over into its place in the result.
         source = source if source.is_contiguous() else result.copy_(source)
-        _gate(source, result, filled[: len(source)], parameters, dilation)
+        _gate(source, result, buffer[: len(source)], parameters, dilation)
     return out
 
 
 def _gate(
     x: torch.Tensor,
     out: torch.Tensor,
-    filled: torch.Tensor,
+    buffer: torch.Tensor,
     parameters: tuple[torch.Tensor | None, ...],
     dilation: int,
 ) -> None:
-    """x ``[B, H, W, C]`` by its attention into ``out``; ``filled`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
+    """x ``[B, H, W, C]`` by its attention into ``out``; ``buffer`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
     local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias = parameters
-    attention = _depthwise(x.permute(0, 3, 1, 2), local_weight, local_bias).permute(0, 2, 3, 1).contiguous()
-    for phase, each in _phases(attention, filled, dilation):
-        phase.copy_(each)
-    far = _depthwise(filled.flatten(0, 2).permute(0, 3, 1, 2), dilated_weight, dilated_bias).permute(0, 2, 3, 1)
-    for phase, each in _phases(attention, far.view_as(filled), dilation):
+    far = _depthwise(_local_phases(x, buffer, local_weight, local_bias), dilated_weight, dilated_bias)
+    far = far.permute(0, 2, 3, 1).contiguous()
+    # What was computed from is not needed any more: its place takes what follows, twice.
+    attention, product = (memory.flatten()[: x.numel()].view(-1, x.shape[3]) for memory in (buffer, far))
+    for phase, each in _phases(attention.view(x.shape), far.view_as(buffer), dilation):
         each.copy_(phase)
-    # Nothing but the attention is needed of what is in memory: its place takes the product.
-    rows, point = attention.flatten(0, 2), point_weight.flatten(1).t()
-    product = far.contiguous().flatten()[: rows.numel()].view_as(rows)
+    point = point_weight.flatten(1).t()
     if point_bias is None:
-        torch.mm(rows, point, out=product)
+        torch.mm(attention, point, out=product)
     else:
-        torch.addmm(point_bias, rows, point, out=product)
+        torch.addmm(point_bias, attention, point, out=product)
     torch.mul(x, product.view_as(x), out=out)
+
+
+def _local_phases(
+    x: torch.Tensor, buffer: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """The local convolution of x ``[B, H, W, C]``, phases in ``buffer`` as in :func:`_gate` → ``[B * d * d, C, …]``.
+
+    Where the dilation does not divide the map its last phases are shorter: zeros fill them up.
+    """
+    dilation = buffer.shape[1]
+    buffer[:, x.shape[1] % dilation or dilation :, :, -1] = 0
+    buffer[:, :, x.shape[2] % dilation or dilation :, :, -1] = 0
+    attention = _depthwise(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1).contiguous()
+    for phase, each in _phases(attention, buffer, dilation):
+        phase.copy_(each)
+    return buffer.flatten(0, 2).permute(0, 3, 1, 2)
 
 
 def _phases(whole: torch.Tensor, split: torch.Tensor, dilation: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
