@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence[int], layout: str) -> None:
@@ -74,4 +76,21 @@ def is_traced(x: torch.Tensor) -> bool:
 
 def may_overwrite(x: torch.Tensor) -> bool:
     """Whether results computed from ``x`` may be overwritten: eager code without gradients."""
-    return not torch.is_grad_enabled() and not is_traced(x)
+    return not torch.is_grad_enabled() and not is_traced(x) and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether PyTorch computes something else beside, by ``torch.func`` or forward-mode differentiation: few of its
+    operators that write into a given tensor take part in that."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def needs_gradient(args: Iterable[Any]) -> bool:
+    """Whether PyTorch records what is computed from ``args``, some of which may be pairs, for a gradient."""
+    if not torch.is_grad_enabled():
+        return False
+    for x in args:
+        for each in x if isinstance(x, (tuple, list)) else (x,):
+            if isinstance(each, torch.Tensor) and each.requires_grad:
+                return True
+    return False

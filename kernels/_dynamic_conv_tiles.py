@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from ._checks import compute_dtype, is_traced, may_overwrite
 from ._chunks import CHUNK_BYTES, in_chunks
 from ._dynamic_conv_rows import dynamic_conv_by_rows
 from ._linear import full_precision
+from ._opaque import like_first, opaque
 
 # Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
 # shorter one copies more of the map.
@@ -68,6 +70,11 @@ def _axis(length: int, kernel: int) -> _Axis:
     )
 
 
+def _many_windows(x: torch.Tensor, weight: torch.Tensor, kernel: tuple[int, int], *rest: Any) -> bool:
+    return not _few_windows(((x.shape[1], kernel[0]), (x.shape[2], kernel[1])))
+
+
+@opaque("dynamic_conv_on_cpu", like_first, when=_many_windows)
 # Dynamo would trace the making of the index tables; AOTAutograd and export see what is done with them.
 @torch.compiler.allow_in_graph
 def tiled_dynamic_conv(
@@ -138,7 +145,8 @@ def _each_image(
 
 
 def _few_windows(axes: tuple[tuple[int, int], ...]) -> bool:
-    return math.prod(length - kernel + 1 for length, kernel in axes) <= _SHARED_WINDOWS
+    (height, rows), (width, cols) = axes
+    return (height - rows + 1) * (width - cols + 1) <= _SHARED_WINDOWS
 
 
 def _heads_first(weight: torch.Tensor) -> bool:

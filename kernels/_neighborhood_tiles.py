@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from ._checks import compute_dtype, is_traced, may_overwrite
 from ._chunks import in_chunks
 from ._neighborhood_slabs import Masks, slab_attention, slab_axes
+from ._opaque import opaque
 from ._tiles import spread_bias, tile_plan
 
 
+@opaque("neighborhood_on_cpu")
 # Dynamo would trace the making of the index tables; AOTAutograd and export see what is done with them.
 @torch.compiler.allow_in_graph
 def tiled_attention(

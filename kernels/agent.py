@@ -8,11 +8,13 @@ There is no Triton implementation: the two scaled-dot-product attentions of the 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
+from ._opaque import opaque
 from .dispatch import Implementation, Op
 
 # PyTorch's attention on a CPU takes the keys by vectors of 16, the rest one by one, which for a few keys is most of the
@@ -126,6 +128,12 @@ def _softmax(scores: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return (scores if bias is None else scores + bias.to(scores.dtype)).softmax(-1)
 
 
+def _has_rest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, agent: torch.Tensor, *rest: Any) -> bool:
+    """Whether PyTorch would take a good part of the agents one by one."""
+    return agent.shape[1] < _FEW_AGENTS and agent.shape[1] % _LANES != 0
+
+
+@opaque("agent_on_cpu", when=_has_rest)
 def _torch(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -138,11 +146,11 @@ def _torch(
     """Two scaled-dot-product attentions, whose biases stay broadcast over the batch."""
     if _learns_on_cpu(q, agent_bias, query_bias):
         return _reference(q, k, v, agent, agent_bias, query_bias, scale)
+    rest = _has_rest(q, k, v, agent)
     q, k, v, agent = (x.transpose(1, 2) for x in (q, k, v, agent))
     gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, q.dtype), scale=scale)
     mask = _mask(query_bias, q.dtype)
-    count = agent.shape[2]
-    if count < _FEW_AGENTS and count % _LANES and q.device.type == "cpu" and may_overwrite(q):
+    if rest and q.device.type == "cpu" and may_overwrite(q):
         agent, gathered, mask = _whole_vectors(agent, gathered, mask)
     return F.scaled_dot_product_attention(q, agent, gathered, mask, scale=scale).transpose(1, 2)
 

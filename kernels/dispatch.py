@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ._checks import is_transformed, needs_gradient
+
 BACKENDS = ("triton", "torch", "reference")
 ENVIRONMENT_VARIABLE = "ATTNZOO_BACKEND"
 
@@ -54,6 +56,16 @@ class Explanation:
         return "\n".join(lines)
 
 
+def _without_gradient(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` where nothing needs a gradient, which implementations see by the mode alone."""
+
+    def run_without(*args: Any) -> Any:
+        with torch.no_grad():
+            return run(*args)
+
+    return run_without
+
+
 class Op:
     """An op with its implementations.
 
@@ -74,7 +86,11 @@ class Op:
         prepared = self.prepare(*args, **kwargs)
         run = self.implementations[self._choose(prepared)].run
         # A program that is being compiled or exported never sees the observer.
-        if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
+        if torch.compiler.is_compiling():
+            return run(*prepared)
+        if torch.is_grad_enabled() and not (needs_gradient(prepared) or is_transformed() or torch.jit.is_tracing()):
+            run = _without_gradient(run)
+        if (observer := _observer.get()) is not None:
             return observer(self.name, prepared, lambda: run(*prepared))
         return run(*prepared)
 

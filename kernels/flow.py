@@ -14,6 +14,7 @@ from ._checks import may_overwrite
 from ._cross import check_cross_qkv
 from ._flow_in_place import flow_in_place, flows
 from ._linear import full_precision, in_full_precision
+from ._opaque import opaque
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 
@@ -114,6 +115,7 @@ def _reference(
     return in_full_precision(run, q, k, v)
 
 
+@opaque("flow_on_cpu")
 def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, eps: float, outer_eps: float
 ) -> torch.Tensor:

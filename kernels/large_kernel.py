@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from ._checks import is_traced
+from ._checks import is_traced, is_transformed, may_overwrite
 from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
@@ -136,9 +136,10 @@ def _by_phases(
     time. Positions of one phase (row and column modulo the dilation) only meet each other.
     """
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
-    if x.device.type != "cpu":
+    # vmap knows no layouts.
+    if x.device.type != "cpu" or (not is_traced(x) and is_transformed()):
         return _reference(x, *parameters, dilation)
-    if not is_traced(x) and not torch.is_grad_enabled() and x.numel():
+    if may_overwrite(x) and x.numel():
         return _in_place(x, *parameters, dilation).permute(0, 3, 1, 2)
     if not is_traced(x) and x.shape[0] * x.shape[2] * x.shape[3] < _FEW_POSITIONS:
         return _reference(x.contiguous(), *parameters, dilation)

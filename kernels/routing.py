@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
 from ._chunks import in_chunks
+from ._opaque import opaque
 from ._regions import best_regions, from_regions, many_small, to_regions
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
@@ -104,6 +105,7 @@ def _reference(
     return from_regions(out.to(q.dtype), regions, size)
 
 
+@opaque("routing_on_cpu")
 def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, regions: tuple[int, int], topk: int, scale: float
 ) -> torch.Tensor:

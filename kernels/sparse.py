@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ._checks import checked_scale, compute_dtype
 from ._cross import check_cross_qkv
+from ._opaque import compiles_for_inference, opaque
 from .dispatch import Implementation, Op
 
 # A gathered connection costs about as much as this many dense ones: measured from 8 to 40 on an AVX-512 CPU.
@@ -92,6 +93,8 @@ def top_mask(values: torch.Tensor, count: int) -> torch.Tensor | None:
     NumPy sorts short rows of floats with vector instructions, in a sixth of the time of PyTorch's selection on a CPU;
     but on one thread only.
     """
+    if compiles_for_inference(values):
+        return _chosen(values, count)
     eager = type(values) is torch.Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     if not eager or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return None
@@ -105,6 +108,20 @@ def top_mask(values: torch.Tensor, count: int) -> torch.Tensor | None:
     # The kept are those not below the last one kept, NaN among them.
     mask = np.less(rows, least)
     return torch.from_numpy(np.logical_not(mask, out=mask))
+
+
+def _like_mask(values: torch.Tensor, count: int) -> torch.Tensor:
+    return values.new_empty(values.shape, dtype=torch.bool)
+
+
+@opaque("top_mask_on_cpu", _like_mask)
+def _chosen(values: torch.Tensor, count: int) -> torch.Tensor:
+    """:func:`top_mask` in a compiled program, which has to have a mask."""
+    mask = top_mask(values, count)
+    if mask is None:
+        columns = values.topk(count, dim=-1, sorted=False).indices
+        mask = torch.zeros_like(values, dtype=torch.bool).scatter_(-1, columns, True)
+    return mask
 
 
 def _prepare(
@@ -167,6 +184,7 @@ def _reference(
     return torch.einsum("bhnm,bmhd->bnhd", weights, v.to(dtype)).to(q.dtype)
 
 
+@opaque("sparse_on_cpu")
 def _torch(
     q: torch.Tensor,
     k: torch.Tensor,

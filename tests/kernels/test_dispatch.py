@@ -120,7 +120,7 @@ def test_explain_a_real_op():
 def imported_again(monkeypatch, value):
     """The dispatch module as it is when first imported with ATTNZOO_BACKEND set to ``value``."""
     monkeypatch.setenv("ATTNZOO_BACKEND", value)
-    spec = importlib.util.spec_from_file_location("attnzoo_dispatch_again", dispatch.__file__)
+    spec = importlib.util.spec_from_file_location("attnzoo.kernels.dispatch_again", dispatch.__file__)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
@@ -139,3 +139,26 @@ def test_unknown_backend_in_the_environment_is_an_error_at_first_use(monkeypatch
         op()
     with module.use_backend("reference"):
         op()
+
+
+def test_a_gradient_is_only_minded_where_one_is_needed(monkeypatch):
+    """Implementations look at the mode alone; tensors of the arguments decide, those in pairs too."""
+    monkeypatch.setattr(dispatch, "_ops", {})
+    seen = []
+
+    def record(*args):
+        seen.append(torch.is_grad_enabled())
+        return args[0]
+
+    op = dispatch.Op("op", lambda *args: args, reference=dispatch.Implementation(record))
+    plain, learned = torch.ones(2), torch.ones(2, requires_grad=True)
+    for args in ((plain, 3, None), (plain, (plain, plain)), (learned,), (plain, (plain, learned))):
+        op(*args)
+    with torch.no_grad():
+        op(learned)
+    assert seen == [False, False, True, True, False]
+    with dispatch.observe_ops(lambda name, args, run: run()):
+        op(plain)
+    torch.func.jvp(op, (plain,), (plain,))
+    torch.func.vmap(op)(plain)
+    assert seen[5:] == [False, True, True]
