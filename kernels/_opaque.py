@@ -86,4 +86,6 @@ def compiles_for_inference(x: torch.Tensor, *rest: Any) -> bool:
     """Whether ``torch.compile`` makes a program for a CPU without a gradient of what is computed from the arguments."""
     if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
         return False
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not needs_gradient((x, *rest))
+    # Other libraries' kinds of tensors know PyTorch's operators, not ours.
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu"
+    return plain and not torch.is_autocast_enabled("cpu") and not needs_gradient((x, *rest))
