@@ -14,7 +14,6 @@ from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
 from ._linear import by_images, full_precision, in_full_precision, products_with
 from ._linear_in_place import linear_in_place, reads_in_place
 from ._magnitude_aware import magnitude_aware_in_place
-from ._opaque import opaque
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
 from .rotary import rotate
@@ -139,7 +138,6 @@ def _linear_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: fl
     return in_full_precision(run, q, k, v)
 
 
-@opaque("linear_on_cpu")
 def _linear_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
     if q.device.type == "cpu" and may_overwrite(q) and reads_in_place(q):
         with full_precision(q.device):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from ._checks import checked_scale, compute_dtype
 from ._cross import check_cross_qkv
 from ._linear import full_precision
-from ._opaque import opaque
 from .dispatch import Implementation, Op
 
 # Up to so many keys a CPU is faster with the scores written out than with fused attention, which pads queries and keys.
@@ -56,7 +55,6 @@ def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) 
     return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.to(dtype)).to(q.dtype)
 
 
-@opaque("strip_on_cpu")
 def _torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     query, key, value = (x.transpose(1, 2) for x in (q, k, v))
     products = q.device.type == "cpu" and q.dtype == compute_dtype(q.dtype) and k.shape[1] <= _FEW_KEYS
