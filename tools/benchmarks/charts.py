@@ -123,7 +123,7 @@ def _annotate(axes: "Axes", places: list[tuple[float, float, str]]) -> None:
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
     within = tuple(axes.bbox.extents)
     for (x, y), place in sorted(zip(pixels, places, strict=True), key=lambda pair: -pair[0][1]):
-        width, height = 5.9 * len(place[2]), 11
+        width, height = 6.5 * len(place[2]), 11
         options = {
             "left": ((8, -3), (x + 10, y - height / 2, x + 10 + width, y + height / 2)),
             "right": ((-8, -3), (x - 10 - width, y - height / 2, x - 10, y + height / 2)),

@@ -23,9 +23,11 @@ How to read the tables of ops:
 
 - **form**: `torch` is the implementation that runs on a CPU, `reference` the definition, `published` the published
   code's way of computing the op, written anew from its description, on its layer's layout of the tensors; `gather` is
-  neighborhood attention by copies of all windows, `SDPA` PyTorch's `scaled_dot_product_attention`. Other libraries
-  appear where they were installed. `natten` has no relative position bias any more: it computes less than the others;
-  `natten 0.14.6 (C++)`, with which the published checkpoints were trained, has it.
+  neighborhood attention by copies of all windows, `SDPA` PyTorch's `scaled_dot_product_attention`. `torch, compiled`
+  went through `torch.compile`, whose programs call the eager code of neighborhood, routing, sparse and flow-attention,
+  and of some sizes of agent attention and dynamic convolution, as one operator. Other libraries appear where they were
+  installed. `natten` has no relative position bias any more: it computes less than the others; `natten 0.14.6 (C++)`,
+  with which the published checkpoints were trained, has it.
 - **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
   are not part of; that they compete for caches and memory still shows. On more threads it is the wall clock's.
   Before every sample the same form runs untimed for 50 ms: caches and clock rate are what it makes them, not what
