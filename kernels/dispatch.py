@@ -61,7 +61,9 @@ def _without_gradient(run: Callable[..., Any]) -> Callable[..., Any]:
 
     def run_without(*args: Any) -> Any:
         with torch.no_grad():
-            return run(*args)
+            out = run(*args)
+        # PyTorch refuses to have a view that was made in that mode overwritten in this one.
+        return out.detach() if isinstance(out, torch.Tensor) else out
 
     return run_without
 

@@ -61,6 +61,15 @@ def test_vmap(name, mode):
     assert relative_error(found, expected) < 1e-12
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_result_without_a_gradient_may_be_overwritten_with_one(name):
+    op, tensors, rest = CASES[name]
+    out, learned = op(*tensors(), **rest), torch.ones(1, dtype=torch.float64, requires_grad=True)
+    out += learned
+    out.sum().backward()
+    assert learned.grad == out.numel()
+
+
 @MODES
 @pytest.mark.parametrize("name", WITHOUT_FUSED)
 def test_forward_mode(name, mode):
