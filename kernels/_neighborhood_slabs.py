@@ -1,9 +1,7 @@
 """Two-dimensional neighborhood attention on a CPU without a gradient, from copies of columns in place of gathers.
 
-Per axis, tiles of T positions of a dilation group are attended to by the S = T + K - 1 positions around them, of which
-those outside the map are zeros. With T above K / 2 these hold all windows, also the ones that are pushed inwards at the
-map's border. The columns of each tile are copied out, all rows of them: in such a slab the keys of every tile of rows
-are one matrix that is neither gathered nor copied, and all tiles are as far apart in memory as the next.
+:mod:`._neighborhood_plan` cuts both axes into tiles. Of each tile of columns the keys and values are copied out, all
+rows of them: in such a slab the keys of a tile of rows are one matrix that is neither gathered nor copied.
 """
 
 from __future__ import annotations
@@ -11,166 +9,126 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ._neighborhood_plan import Columns, Rows, Slab, Windows, cut_columns, cut_rows
 from ._tiles import WHOLE, joint_offsets, spread_bias
 
-# Rows and columns of a tile, about. A longer tile wastes scores on keys outside windows, a shorter one copies more.
-_TILE = (4, 7)
-# Of the scores that are in work at once, and of what is copied for some images, for every thread.
+# Of the scores that are in work at once, and of what is copied for some images, for every thread. More images are taken
+# where their tiles have less than _FEW_BYTES of scores in a product: calls would cost too much.
 _SCORE_BYTES = 2**21
 _COPY_BYTES = 2**23
+_FEW_BYTES = 2**20
+# Positions of a map, and scores of all maps, that are computed without tiles.
+_SMALL = 12**2
+_FEW_SCORES = 2**19
+# More products of fewer scores than so many are not worth their calls.
+_FEW_PRODUCTS = 2
+_PRODUCT_SCORES = 2**15
 
 
-# Compared by identity: make_axis makes each once, and _offsets keeps its tables by them.
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """An axis of one dilation group.
+@dataclass(frozen=True)
+class Plan:
+    """Maps ``[B, H, W, heads, D]`` cut into tiles."""
 
-    Attributes:
-        members: its positions.
-        size: positions of a tile.
-        tiles: how many.
-        pad: positions before a tile's first that its keys begin at.
-        keys: keys of a tile.
-        stride: tiles that a slab has room for, with as much zeros as its last keys need.
-        offsets: ``[classes, size, keys]`` index into the bias axis, 2 * K - 1 outside the window.
-        runs: first tile of each class, and the one after its last; the windows of a class lie alike in its tiles.
-    """
-
-    members: int
-    size: int
-    tiles: int
-    pad: int
-    keys: int
-    stride: int
-    offsets: np.ndarray
-    runs: tuple[tuple[int, int], ...]
+    rows: Slab
+    columns: tuple[Columns, ...]
+    kernel: tuple[int, int]
+    dilation: tuple[int, int]
 
 
-@lru_cache(maxsize=256)
-def make_axis(members: int, kernel: int, target: int) -> Axis | None:
-    """The axis cut into equal tiles of about ``target``, or as a whole; None where neither is any good."""
-    if members < target + kernel:
-        size, pad = members, 0
-    else:
-        sizes = [n for n in range(kernel // 2 + 1, 2 * target + 1) if members % n == 0]
-        if not sizes:
-            return None
-        size, pad = min(sizes, key=lambda n: abs(n - target)), kernel // 2
-    tiles = members // size
-    query = np.arange(members).reshape(tiles, size, 1)
-    key = np.arange(tiles)[:, None, None] * size - pad + np.arange(size + 2 * pad)
-    start = np.clip(query - kernel // 2, 0, members - kernel)
-    inside = (key >= start) & (key < start + kernel)
-    # Only the first and the last tile have windows that are pushed inwards.
-    runs = tuple(run for run in ((0, 1), (1, tiles - 1), (max(1, tiles - 1), tiles)) if run[0] < run[1])
-    offsets = np.where(inside, key - query + kernel - 1, 2 * kernel - 1)[[first for first, _ in runs]]
-    return Axis(members, size, tiles, pad, size + 2 * pad, -(-(members + pad) // size), offsets, runs)
-
-
-def slab_axes(q: torch.Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[Axis, Axis] | None:
-    """Both axes of the maps ``[B, H, W, heads, D]``, or None where this form cannot, or should not, compute them."""
+def slab_plan(q: torch.Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Plan | None:
+    """How the maps ``[B, H, W, heads, D]`` are cut, or None where this form cannot, or should not, compute them."""
     if q.ndim != 5 or q.dtype not in (torch.float32, torch.float64) or q.numel() == 0:
         return None
     if any(n % step for n, step in zip(q.shape[1:3], dilation, strict=True)):
         return None
-    sizes = zip(q.shape[1:3], kernel, dilation, _TILE, strict=True)
-    rows, cols = (make_axis(n // step, size, target) for n, size, step, target in sizes)
-    if rows is None or cols is None:
+    height, width = (n // step for n, step in zip(q.shape[1:3], dilation, strict=True))
+    size, maps = height * width, q.shape[0] * q.shape[3] * math.prod(dilation)
+    # A small map is faster as a whole.
+    if max(dilation) == 1 and (size <= _SMALL or (size <= WHOLE**2 and maps * size**2 <= _FEW_SCORES)):
         return None
-    if rows.tiles == cols.tiles == 1:
-        return (rows, cols) if max(dilation) > 1 else None
-    # A small group whose tiles each see most of its keys is faster as a whole.
-    members, keys = rows.members * cols.members, rows.keys * cols.keys
-    return None if members <= WHOLE**2 and members < 2 * keys else (rows, cols)
+    rows, columns = cut_rows(height, kernel[0]), cut_columns(width, kernel[1])
+    products, scores = len(rows.parts) * len(columns), maps * rows.scores * sum(each.scores for each in columns)
+    if products > _FEW_PRODUCTS and scores < products * _PRODUCT_SCORES:
+        return None
+    return Plan(rows, columns, kernel, dilation)
 
 
 class Masks:
-    """What windows and bias do to scores, ``[classes of rows, classes of columns, heads, queries, keys of a tile]``.
+    """What windows and bias do to the scores of tiles."""
 
-    Attributes:
-        factors: of the exponentials: those of the bias, 0 outside windows.
-    """
-
-    def __init__(self, bias: torch.Tensor | None, kernel: tuple[int, int], axes: tuple[Axis, Axis], q: torch.Tensor):
+    def __init__(self, bias: torch.Tensor | None, plan: Plan, q: torch.Tensor):
         if bias is None:
-            bias = torch.zeros(1, *(2 * n - 1 for n in kernel))
+            bias = torch.zeros(1, *(2 * n - 1 for n in plan.kernel))
         self._bias = bias.to(q).expand(q.shape[3], -1, -1)
-        self._kinds = tuple(len(axis.runs) for axis in axes)
-        self._offsets = torch.from_numpy(_offsets(axes, kernel))
-        self.factors = self._spread(self._bias.exp(), 0.0)
+        self._kernel = plan.kernel
+        self._factors = F.pad(self._bias.exp(), (0, 1, 0, 1))
+        self._spread: dict[tuple[Windows, Windows], torch.Tensor] = {}
 
-    @cached_property
-    def terms(self) -> torch.Tensor:
-        """What is added to the scores: the bias, minus infinity outside windows."""
-        return self._spread(self._bias, -math.inf)
+    def factors(self, rows: Windows, columns: Windows) -> torch.Tensor:
+        """Of the exponentials: those of the bias, 0 outside windows; ``[tiles or 1, heads, queries, keys of a tile]``.
 
-    def _spread(self, table: torch.Tensor, outside: float) -> torch.Tensor:
-        spread = spread_bias(F.pad(table, (0, 1, 0, 1), value=outside), self._offsets)
-        return spread.unflatten(0, self._kinds)
+        Tiles are those of the columns.
+        """
+        key = rows, columns
+        if key not in self._spread:
+            self._spread[key] = self._over(self._factors, *key)
+        return self._spread[key]
+
+    def terms(self, rows: Windows, columns: Windows) -> torch.Tensor:
+        """What is added to the scores, alike: the bias, minus infinity outside windows."""
+        return self._over(F.pad(self._bias, (0, 1, 0, 1), value=-math.inf), rows, columns)
+
+    def _over(self, table: torch.Tensor, *windows: Windows) -> torch.Tensor:
+        return spread_bias(table, torch.from_numpy(_joint(*windows, self._kernel)))
 
 
-@lru_cache(maxsize=256)
-def _offsets(axes: tuple[Axis, Axis], kernel: tuple[int, int]) -> np.ndarray:
-    return joint_offsets([axis.offsets for axis in axes], [2 * n for n in kernel])
+@lru_cache(maxsize=1024)
+def _joint(rows: Windows, columns: Windows, kernel: tuple[int, int]) -> np.ndarray:
+    return joint_offsets([rows.offsets, columns.offsets], [2 * n for n in kernel])
 
 
 def slab_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    axes: tuple[Axis, Axis],
-    dilation: tuple[int, int],
-    masks: Masks,
-    scale: float,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, masks: Masks, scale: float
 ) -> torch.Tensor:
-    """The result for maps ``[B, H, W, heads, D]``; ``axes`` of :func:`slab_axes`."""
+    """The result for maps ``[B, H, W, heads, D]``; ``plan`` of :func:`slab_plan`."""
     out = v.new_empty(v.shape)
-    images = _images_at_once(q, v, axes)
+    images = _images_at_once(q, v, plan)
     rest = len(q) % images
     # The last few images get copies of their own size: all that there is room for in the copies is computed.
     for some, count in ((slice(0, len(q) - rest), images), (slice(len(q) - rest, len(q)), rest)):
         if count:
             maps = tuple(x[some] for x in (q, k, v, out))
-            _attend_maps(maps, count, axes, dilation, masks, scale)
+            _attend_maps(maps, count, plan, masks, scale)
     return out
 
 
-def _attend_maps(
-    maps: tuple[torch.Tensor, ...],
-    images: int,
-    axes: tuple[Axis, Axis],
-    dilation: tuple[int, int],
-    masks: Masks,
-    scale: float,
-) -> None:
+def _attend_maps(maps: tuple[torch.Tensor, ...], images: int, plan: Plan, masks: Masks, scale: float) -> None:
     """Attention of queries, keys and values into results, maps of a multiple of ``images`` that are copied at once."""
     q, k, v, _ = maps
-    queries, keys, values = _Queries(q, axes, dilation, images), *(_Keys(x, axes, dilation, images) for x in (k, v))
-    results = queries if v.shape[-1] == q.shape[-1] else _Queries(v, axes, dilation, images)
-    matrices = [
-        tuple(x.matrices(first, stop) for x in (queries, keys, values, results)) for first, stop in axes[1].runs
-    ]
+    slabs = [_Slabs(q, k, v, columns, plan, images) for columns in plan.columns]
     for group in zip(*(x.split(images) for x in maps), strict=True):
-        query, key, value, result = (_groups(x, dilation) for x in group)
-        queries.load(query)
-        keys.load(key)
-        values.load(value)
-        for kind, each in enumerate(matrices):
-            _attend(*each, masks, kind, axes[0], scale)
-        results.store(result)
+        *sources, result = (_groups(x, plan.dilation) for x in group)
+        for each in slabs:
+            each.load(*sources)
+            for part in plan.rows.parts:
+                each.store(part, _attend(each, part, masks, scale), result)
 
 
-def _images_at_once(q: torch.Tensor, v: torch.Tensor, axes: tuple[Axis, Axis]) -> int:
-    rows, cols = axes
-    row_bytes = (cols.size * q.shape[-1] + cols.keys * (q.shape[-1] + v.shape[-1])) * q.element_size()
-    slabs = q.shape[1:4].numel() // (rows.members * cols.size) * rows.stride * rows.size
-    return min(max(1, _COPY_BYTES * torch.get_num_threads() // (slabs * row_bytes)), len(q))
+def _images_at_once(q: torch.Tensor, v: torch.Tensor, plan: Plan) -> int:
+    groups, element = math.prod(plan.dilation) * q.shape[3], q.element_size()
+    width = sum(len(each.starts) * each.size for each in plan.columns)
+    keys = sum(len(each.starts) * each.keys for each in plan.columns)
+    copied = groups * plan.rows.height * ((width + keys) * q.shape[-1] + keys * v.shape[-1]) * element
+    scores = max(each.scores for each in plan.columns) * max(part.scores for part in plan.rows.parts)
+    threads = torch.get_num_threads()
+    images = max(_COPY_BYTES * threads // copied, _FEW_BYTES * threads // (scores * groups * element))
+    return min(max(1, images), len(q))
 
 
 def _groups(x: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
@@ -178,103 +136,90 @@ def _groups(x: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
     return x.unflatten(2, (-1, dilation[1])).unflatten(1, (-1, dilation[0])).permute(0, 2, 4, 5, 1, 3, 6)
 
 
-class _Queries:
-    """Queries, or results, by tiles of columns: ``[tiles, images, groups, heads, rows, columns of a tile, D]``."""
+class _Slabs:
+    """Queries, keys and values of some columns: ``[images, groups, tiles, heads, height, columns of a tile, D]``."""
 
-    def __init__(self, x: torch.Tensor, axes: tuple[Axis, Axis], dilation: tuple[int, int], images: int) -> None:
-        rows, cols = axes
-        self._axes = axes
-        height = rows.stride * rows.size
-        self._maps = x.new_zeros(cols.tiles, images, *dilation, x.shape[3], height, cols.size, x.shape[-1])
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, columns: Columns, plan: Plan, images: int
+    ) -> None:
+        self.columns = columns
+        self._rows = plan.rows
+        self._shape = (images, *plan.dilation, len(columns.starts), q.shape[3])
+        self._queries = self._make(q, columns.size, 0)
+        beyond = max(part.first_key + (part.tiles - 1) * part.size + part.keys for part in plan.rows.parts)
+        self._keys, self._values = (self._make(x, columns.keys, max(0, beyond - plan.rows.height)) for x in (k, v))
 
-    def _places(self, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        rows, cols = self._axes
-        for tile in range(cols.tiles):
-            columns = slice(tile * cols.size, (tile + 1) * cols.size)
-            yield self._maps[tile, ..., : rows.members, :, :], x[..., columns, :]
-
-    def load(self, x: torch.Tensor) -> None:
-        """Fills in maps of :func:`_groups`."""
-        for place, source in self._places(x):
-            place.copy_(source)
-
-    def store(self, x: torch.Tensor) -> None:
-        """Writes them back."""
-        for place, target in self._places(x):
-            target.copy_(place)
-
-    def matrices(self, first: int, stop: int) -> torch.Tensor:
-        """Of the columns' tiles ``first`` to ``stop``: ``[all tiles, queries of a tile, D]``."""
-        rows, cols = self._axes
-        return self._maps[first:stop].view(-1, rows.size * cols.size, self._maps.shape[-1])
-
-
-class _Keys:
-    """Keys, or values, as slabs: ``[tiles, images, groups, heads, rows, keys of a tile's columns, D]``.
-
-    A slab's first rows are zeros; its last keys reach into those of the next one.
-    """
-
-    def __init__(self, x: torch.Tensor, axes: tuple[Axis, Axis], dilation: tuple[int, int], images: int) -> None:
-        self._axes = rows, cols = axes
-        shape = (cols.tiles, images, *dilation, x.shape[3], rows.stride * rows.size, cols.keys, x.shape[-1])
+    def _make(self, x: torch.Tensor, width: int, beyond: int) -> torch.Tensor:
+        """Slabs, with rows ``beyond`` the last one's end; of zeros where not all of it is filled in."""
+        make = x.new_zeros if self._rows.lead else x.new_empty
+        row, shape = width * x.shape[-1], (*self._shape, self._rows.height, width, x.shape[-1])
         size = math.prod(shape)
-        flat = x.new_zeros(size + (rows.keys - rows.size) * cols.keys * x.shape[-1])
-        self._slabs = flat[:size].view(shape)
+        return make(size + beyond * row)[:size].view(shape)
 
-    def load(self, x: torch.Tensor) -> None:
+    def load(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Fills in maps of :func:`_groups`."""
-        rows, cols = self._axes
-        height = slice(rows.pad, rows.pad + rows.members)
-        for tile in range(cols.tiles):
-            begin = tile * cols.size - cols.pad
-            first, stop = max(begin, 0), min(begin + cols.keys, cols.members)
-            self._slabs[tile, ..., height, first - begin : stop - begin, :].copy_(x[..., first:stop, :])
+        size, keys, lead = self.columns.size, self.columns.keys, self._rows.lead
+        for tile, (first, first_key) in enumerate(self.columns.starts):
+            self._queries[:, :, :, tile, :, : q.shape[4]].copy_(q[..., first : first + size, :])
+            for slabs, maps in ((self._keys, k), (self._values, v)):
+                place = slabs[:, :, :, tile, :, lead : lead + maps.shape[4]]
+                place.copy_(maps[..., first_key : first_key + keys, :])
 
-    def matrices(self, first: int, stop: int) -> torch.Tensor:
-        """Of the columns' tiles ``first`` to ``stop``: ``[all tiles, keys of a tile, D]``; tiles overlap."""
-        rows, cols = self._axes
-        slabs, channels = self._slabs[first:stop], self._slabs.shape[-1]
-        step = rows.size * cols.keys * channels
-        shape = (slabs.numel() // step, rows.keys * cols.keys, channels)
-        return slabs.as_strided(shape, (step, channels, 1), slabs.storage_offset())
+    def store(self, part: Rows, results: torch.Tensor, maps: torch.Tensor) -> None:
+        """Writes results ``[all tiles, queries of a tile, Dv]`` into maps of :func:`_groups`."""
+        size = self.columns.size
+        results = results.view(*self._shape, -1, size, results.shape[-1])
+        rows = maps[..., part.first : part.first + part.members, :, :]
+        for tile, (first, _) in enumerate(self.columns.starts):
+            rows[..., first : first + size, :].copy_(results[:, :, :, tile, :, : part.members])
+
+    def matrices(self, part: Rows) -> Iterator[torch.Tensor]:
+        """Queries, keys and values of the part's tiles: ``[all tiles, positions of a tile, D]``; keys overlap."""
+        slabs = math.prod(self._shape)
+        for x, first, rows in (
+            (self._queries, part.first, part.size),
+            (self._keys, part.first_key, part.keys),
+            (self._values, part.first_key, part.keys),
+        ):
+            width, channels = x.shape[-2:]
+            row = width * channels
+            shape = (slabs * part.tiles, rows * width, channels)
+            step = self._rows.height // part.tiles * row
+            yield x.as_strided(shape, (step, channels, 1), x.storage_offset() + first * row)
 
 
-def _attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    masks: Masks,
-    kind: int,
-    rows: Axis,
-    scale: float,
-) -> None:
-    """Attention of tiles ``[columns * images * groups * heads * tiles of rows, ...]``, some at a time.
+def _attend(slabs: _Slabs, part: Rows, masks: Masks, scale: float) -> torch.Tensor:
+    """Attention of a part's tiles ``[images * groups * tiles of columns * heads * tiles of rows, ...]``.
 
-    Exponentials are not reduced by their row's largest score, which takes as long as the products. Where a sum of them
-    leaves the range in which that makes no difference, they are computed again with it.
+    Some are computed at a time. Exponentials are not reduced by their row's largest score, which takes as long as the
+    products. Where a sum of them leaves the range in which that makes no difference, they are computed again with it.
     """
-    factors = masks.factors[:, kind]
-    shape = (factors.shape[1], rows.stride, q.shape[1], k.shape[1])
-    score_bytes = math.prod(shape) * q.element_size()
-    step = min(max(1, _SCORE_BYTES * torch.get_num_threads() // score_bytes) * shape[0] * shape[1], len(q))
-    scores = q.new_empty(step, *shape[2:])
-    for query, key, value, result in zip(*(x.split(step) for x in (q, k, v, out)), strict=True):
-        part = scores[: len(query)]
-        tiles = part.view(-1, *shape)
+    q, k, v = slabs.matrices(part)
+    runs = [(first, stop, (windows, slabs.columns.windows)) for first, stop, windows in part.runs]
+    factors = [masks.factors(*windows) for _, _, windows in runs]
+    # Masks repeat after so many tiles.
+    shape = (*factors[0].shape[:2], part.tiles, q.shape[1], k.shape[1])
+    repeats = max(1, _SCORE_BYTES * torch.get_num_threads() // (math.prod(shape) * q.element_size()))
+    step = min(repeats * math.prod(shape[:3]), len(q))
+    scores = q.new_empty(step, *shape[3:])
+    # Queries are not needed any more once they have their result.
+    results = q if q.is_contiguous() and q.shape[-1] == v.shape[-1] else v.new_empty(*q.shape[:2], v.shape[-1])
+    for query, key, value, result in zip(*(x.split(step) for x in (q, k, v, results)), strict=True):
+        some = scores[: len(query)]
+        tiles = some.view(-1, *shape)
         # The product takes the scale along; a copy of the queries that does takes twice as long as one that does not.
-        part.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale).exp_()
-        for place, (first, stop) in enumerate(rows.runs):
-            tiles[:, :, first:stop].mul_(factors[place, :, None])
-        total = part.sum(-1, keepdim=True)
+        some.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale).exp_()
+        for factor, (first, stop, _) in zip(factors, runs, strict=True):
+            tiles[:, :, :, first:stop].mul_(factor[:, :, None])
+        total = some.sum(-1, keepdim=True)
         if not _is_exact(total):
-            part.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale)
-            for place, (first, stop) in enumerate(rows.runs):
-                tiles[:, :, first:stop].add_(masks.terms[place, kind, :, None])
-            torch.softmax(part, -1, out=part)
+            some.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale)
+            for first, stop, windows in runs:
+                tiles[:, :, :, first:stop].add_(masks.terms(*windows)[:, :, None])
+            torch.softmax(some, -1, out=some)
             total.fill_(1)
-        torch.bmm(part, value, out=result).div_(total)
+        torch.bmm(some, value, out=result).div_(total)
+    return results
 
 
 def _is_exact(total: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from ._checks import compute_dtype, is_traced, may_overwrite
 from ._chunks import in_chunks
-from ._neighborhood_slabs import Masks, slab_attention, slab_axes
+from ._neighborhood_slabs import Masks, slab_attention, slab_plan
 from ._opaque import opaque
 from ._tiles import spread_bias, tile_plan
 
@@ -33,8 +33,8 @@ def tiled_attention(
     scale: float,
 ) -> torch.Tensor:
     """The ``torch`` implementation of :func:`.neighborhood.neighborhood_attention`."""
-    if q.device.type == "cpu" and may_overwrite(q) and (axes := slab_axes(q, kernel, dilation)):
-        return slab_attention(q, k, v, axes, dilation, Masks(bias, kernel, axes, q), scale)
+    if q.device.type == "cpu" and may_overwrite(q) and (plan := slab_plan(q, kernel, dilation)):
+        return slab_attention(q, k, v, plan, Masks(bias, plan, q), scale)
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
     if masks.requires_grad and masks.dtype == q.dtype and len(masks) > 1:

@@ -103,7 +103,12 @@ def test_torch_is_the_reference_in_float64(problem):
     space, kernel, dilation, biased, seed = problem
     torch.manual_seed(seed)
     q, k, v = draw(space, batch=1, heads=2, width=3, grad=True)
-    check_alike(q, k, v, kernel, dilation, draw_bias(2, kernel, grad=True) if biased else None, 1e-12)
+    bias = draw_bias(2, kernel, grad=True) if biased else None
+    check_alike(q, k, v, kernel, dilation, bias, 1e-12)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_neighborhood_slabs, "_PRODUCT_SCORES", 1)
+        found, truth = (run(backend, q, k, v, kernel, dilation, rel_pos_bias=bias) for backend in BACKENDS[::-1])
+    assert relative_error(found, truth) < 1e-12
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
@@ -127,10 +132,16 @@ def test_torch_is_the_reference_in_float32(space, kernel, dilation, biased):
     check_alike(q, k, v, kernel, dilation, bias, 1e-6)
 
 
-# Tiles on both axes, on one, on neither; several dilation groups; kernels that are not square.
+# Tiles on both axes, on one, on neither, of one size and of several; rows in one product and in several; dilation
+# groups; kernels that are not square.
 SLABS = [
     ((24, 28), 7, 1),
     ((56, 10), 7, 1),
+    ((14, 14), 7, 1),
+    ((29, 31), 7, 1),
+    ((26, 34), 5, 2),
+    ((16, 16), 7, 2),
+    ((31, 17), (3, 13), 1),
     ((32, 42), (7, 5), 2),
     ((21, 14), 7, (3, 2)),
     ((15, 30), 3, (3, 1)),
@@ -146,10 +157,13 @@ SLABS = [
 def test_without_a_gradient(space, kernel, dilation, buffer_bytes, biased, monkeypatch):
     monkeypatch.setattr(_neighborhood_slabs, "_SCORE_BYTES", buffer_bytes)
     monkeypatch.setattr(_neighborhood_slabs, "_COPY_BYTES", 32 * buffer_bytes)
+    monkeypatch.setattr(_neighborhood_slabs, "_FEW_BYTES", buffer_bytes)
+    monkeypatch.setattr(_neighborhood_slabs, "_FEW_SCORES", 1)
+    monkeypatch.setattr(_neighborhood_slabs, "_PRODUCT_SCORES", 1)
     torch.manual_seed(6)
     q, k, v = draw(space, batch=3, width=3, value_width=5)
     kernels, dilations = ((n, n) if isinstance(n, int) else n for n in (kernel, dilation))
-    assert _neighborhood_slabs.slab_axes(q, kernels, dilations)
+    assert _neighborhood_slabs.slab_plan(q, kernels, dilations)
     bias = draw_bias(2, kernels) if biased else None
     for values in (v, v[..., :3]):
         found, truth = (run(backend, q, k, values, kernel, dilation, rel_pos_bias=bias) for backend in BACKENDS[::-1])
@@ -168,12 +182,16 @@ def test_scores_beyond_the_range_of_exponentials(shift, factor):
     assert relative_error(found, truth) <= 2 * relative_error(expected, truth) + 1e-6
 
 
+@pytest.mark.parametrize("which", [1, 2], ids=["keys", "values"])
+@pytest.mark.parametrize("space", [(24, 28), (14, 14), (29, 31)], ids=str)
 @torch.no_grad()
-def test_what_is_no_number_is_not_hidden():
-    q, k, v = draw((24, 28), batch=1)
-    k[0, 20, 20] = float("nan")
-    assert run("torch", q, k, v, 7)[0, 17:24, 17:24].isnan().all()
-    assert run("torch", q, k, v, 7)[0, :10].isfinite().all()
+def test_what_is_no_number_is_not_hidden_and_stays_in_its_image(space, which):
+    maps = draw(space, batch=3)
+    maps[which][1, 12, 12, 0] = float("nan")
+    out = run("torch", *maps, 7)
+    assert out[1, 9:14, 9:14, 0].isnan().all()
+    assert out[::2].isfinite().all() and out[1, :, :, 1].isfinite().all()
+    assert min(space) < 20 or out[1, :4].isfinite().all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
