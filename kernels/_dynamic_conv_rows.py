@@ -84,7 +84,9 @@ class _Block:
         self._keys = slice(runs[0][2], key + moves * (end - begin - 1) + kernel[1])
         keys = self._keys.stop - self._keys.start
         room = _BUFFER_BYTES * torch.get_num_threads() // (x.element_size() * (stop - first) * kernel[0] * keys)
-        self._rows = min(self._height, max(1, room))
+        # No more rows than one run has are in it at a time.
+        longest = max(stop - first for first, stop, _, _ in window_runs(0, self._height, self._height, kernel[0]))
+        self._rows = min(longest, max(1, room))
         room //= self._rows
         self.items = _evenly(batch, max(1, room // heads)), _evenly(heads, max(1, room))
         buffer = x.new_zeros(*self.items, self._rows, stop - first, kernel[0], keys)
