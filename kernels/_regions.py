@@ -60,8 +60,9 @@ def attend_regions(qkv: torch.Tensor, heads: int, topk: int) -> torch.Tensor:
     batch, count, tokens, width = qkv.shape
     width //= 3
     scale, dtype = width**-0.5, compute_dtype(qkv.dtype)
-    q, k, _ = qkv.split(width, -1)
-    chosen = best_regions(q.mean(2, dtype=dtype), k.mean(2, dtype=dtype), topk, scale)
+    q = qkv[..., :width]
+    means = qkv[..., : 2 * width].mean(2, dtype=dtype)
+    chosen = best_regions(*means.chunk(2, -1), topk, scale)
     chosen = chosen + torch.arange(batch)[:, None, None] * count
     rows = (chosen.flatten()[:, None] * tokens + torch.arange(tokens)).flatten()
     near = qkv.flatten(0, 2)[:, width:].index_select(0, rows).view(batch * count, topk * tokens, 2, heads, -1)
