@@ -69,3 +69,8 @@ def buffer_bytes(most: int, out: torch.Tensor, buffers: int = 1) -> int:
     faults can take as long as the work.
     """
     return min(most * torch.get_num_threads(), max(out.nbytes, _LEAST_BUFFERS) // buffers)
+
+
+def evenly(total: int, most: int) -> int:
+    """The size, at most ``most``, of equal parts of ``total``."""
+    return -(-total // -(-total // most)) if total else 1

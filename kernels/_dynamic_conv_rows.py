@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import torch
 
+from ._chunks import evenly
+
 # Columns of a block, about: a longer one multiplies more zeros, a shorter one makes smaller products.
 _COLUMNS = 14
 # Of a block's buffer, for every thread: what stays in a core's cache.
@@ -64,11 +66,6 @@ def _blocks(x: torch.Tensor, kernel: tuple[int, int]) -> Iterator[_Block]:
         yield _Block(x, kernel, first, stop)
 
 
-def _evenly(total: int, most: int) -> int:
-    """The size, at most ``most``, of equal parts of ``total``."""
-    return -(-total // -(-total // most)) if total else 1
-
-
 class _Block:
     """Columns ``first`` to ``stop`` of a map; as many rows, heads and images are in work at once as the buffer holds.
 
@@ -88,7 +85,7 @@ class _Block:
         longest = max(stop - first for first, stop, _, _ in window_runs(0, self._height, self._height, kernel[0]))
         self._rows = min(longest, max(1, room))
         room //= self._rows
-        self.items = _evenly(batch, max(1, room // heads)), _evenly(heads, max(1, room))
+        self.items = evenly(batch, max(1, room // heads)), evenly(heads, max(1, room))
         buffer = x.new_zeros(*self.items, self._rows, stop - first, kernel[0], keys)
         self._matrix = buffer.flatten(4)
         strides = buffer.stride()

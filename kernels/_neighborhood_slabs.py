@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ._chunks import evenly
 from ._neighborhood_plan import Columns, Rows, Slab, Windows, cut_columns, cut_rows
 from ._tiles import WHOLE, joint_offsets, spread_bias
 
@@ -128,7 +129,7 @@ def _images_at_once(q: torch.Tensor, v: torch.Tensor, plan: Plan) -> int:
     scores = max(each.scores for each in plan.columns) * max(part.scores for part in plan.rows.parts)
     threads = torch.get_num_threads()
     images = max(_COPY_BYTES * threads // copied, _FEW_BYTES * threads // (scores * groups * element))
-    return min(max(1, images), len(q))
+    return evenly(len(q), max(1, images))
 
 
 def _groups(x: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
@@ -199,8 +200,9 @@ def _attend(slabs: _Slabs, part: Rows, masks: Masks, scale: float) -> torch.Tens
     factors = [masks.factors(*windows) for _, _, windows in runs]
     # Masks repeat after so many tiles.
     shape = (*factors[0].shape[:2], part.tiles, q.shape[1], k.shape[1])
-    repeats = max(1, _SCORE_BYTES * torch.get_num_threads() // (math.prod(shape) * q.element_size()))
-    step = min(repeats * math.prod(shape[:3]), len(q))
+    repeats = len(q) // math.prod(shape[:3])
+    most = _SCORE_BYTES * torch.get_num_threads() // (math.prod(shape) * q.element_size())
+    step = evenly(repeats, max(1, most)) * math.prod(shape[:3])
     scores = q.new_empty(step, *shape[3:])
     # Queries are not needed any more once they have their result.
     results = q if q.is_contiguous() and q.shape[-1] == v.shape[-1] else v.new_empty(*q.shape[:2], v.shape[-1])
