@@ -42,9 +42,9 @@ class Plan:
     dilation: tuple[int, int]
 
 
-def slab_plan(q: torch.Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Plan | None:
+def slab_plan(q: torch.Tensor, v: torch.Tensor, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Plan | None:
     """How the maps ``[B, H, W, heads, D]`` are cut, or None where this form cannot, or should not, compute them."""
-    if q.ndim != 5 or q.dtype not in (torch.float32, torch.float64) or q.numel() == 0:
+    if q.ndim != 5 or q.dtype not in (torch.float32, torch.float64) or v.numel() == 0:
         return None
     if any(n % step for n, step in zip(q.shape[1:3], dilation, strict=True)):
         return None

@@ -33,7 +33,7 @@ def tiled_attention(
     scale: float,
 ) -> torch.Tensor:
     """The ``torch`` implementation of :func:`.neighborhood.neighborhood_attention`."""
-    if q.device.type == "cpu" and may_overwrite(q) and (plan := slab_plan(q, kernel, dilation)):
+    if q.device.type == "cpu" and may_overwrite(q) and (plan := slab_plan(q, v, kernel, dilation)):
         return slab_attention(q, k, v, plan, Masks(bias, plan, q), scale)
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)

@@ -163,7 +163,7 @@ def test_without_a_gradient(space, kernel, dilation, buffer_bytes, biased, monke
     torch.manual_seed(6)
     q, k, v = draw(space, batch=3, width=3, value_width=5)
     kernels, dilations = ((n, n) if isinstance(n, int) else n for n in (kernel, dilation))
-    assert _neighborhood_slabs.slab_plan(q, kernels, dilations)
+    assert _neighborhood_slabs.slab_plan(q, v, kernels, dilations)
     bias = draw_bias(2, kernels) if biased else None
     for values in (v, v[..., :3]):
         found, truth = (run(backend, q, k, values, kernel, dilation, rel_pos_bias=bias) for backend in BACKENDS[::-1])
@@ -246,6 +246,14 @@ def test_batch_of_none(biased, backend):
     out.sum().backward()
     assert q.grad.shape == q.shape
     assert bias is None or not bias.grad.any()
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("side", [14, 24, 28])
+@torch.no_grad()
+def test_values_without_channels(side, dilation):
+    q, k, _ = draw((side, side))
+    assert run("torch", q, k, q[..., :0], 7, dilation).shape == (2, side, side, 2, 0)
 
 
 def test_batches_in_chunks_are_the_images_one_by_one():
