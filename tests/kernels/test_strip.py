@@ -68,12 +68,14 @@ def test_gradcheck_views_and_no_image(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-3), (torch.bfloat16, 1.6e-2)])
-def test_half_precision(backend, dtype, bound):
-    q, k, v = draw(1, 256, 64, 1, 1, 32)
-    found = run(backend, *(x.to(dtype) for x in (q, k, v)))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(backend, dtype):
+    torch.manual_seed(0)
+    inputs = [x.to(dtype) for x in draw(1, 256, 64, 1, 1, 32)]
+    found = run(backend, *inputs)
     assert found.dtype == dtype
-    assert relative_error(found, run("reference", q, k, v)) < bound
+    # Against the truth of the rounded inputs: that of the others is as far off as their rounding takes it.
+    assert relative_error(found, run("reference", *(x.double() for x in inputs))) < torch.finfo(dtype).eps / 2
 
 
 @pytest.mark.parametrize(
