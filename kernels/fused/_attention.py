@@ -10,6 +10,14 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def quotient(n, divisor, factors, place: tl.constexpr):
+    """n // divisor, by a multiplication with what :func:`.._launch.factors_of` gave for it, where that is exact."""
+    if factors is None:
+        return n // divisor
+    return tl.umulhi(n * 4, factors[place])
+
+
+@triton.jit
 def head_of(x, image, head):
     """(pointer to the first channel of an image's head, stride of channels), from (pointer, strides of images, rows,
     columns, heads, channels)."""
@@ -18,8 +26,8 @@ def head_of(x, image, head):
 
 @triton.jit
 def row_offsets(x, position):
-    """Offsets in the map ``x`` of positions (row, column), which are int64."""
-    return position[0] * x[2] + position[1] * x[3]
+    """Offsets in the map ``x`` of positions (row, column), which are int32."""
+    return position[0].to(tl.int64) * x[2] + position[1].to(tl.int64) * x[3]
 
 
 @triton.jit

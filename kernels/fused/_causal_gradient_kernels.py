@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ._causal_kernels import chunk_of, earlier, load_row, load_sigmoid, store_row
-from ._linear_kernels import load_matrix, load_tile, load_vector, place, store_tile, store_vector
+from ._token_tiles import load_matrix, load_tile, load_vector, place, store_tile, store_vector
 
 
 @triton.jit
@@ -25,8 +25,8 @@ def pair_kernel(q, k, v, d_out, d_v, rows, states, d_states, d_rows, heads, toke
     base = (item * chunks + chunk) * (WIDTH * VALUE_WIDTH)
     for start in range(0, VALUE_WIDTH, VALUES):
         left = VALUE_WIDTH - start
-        gradient = load_tile(d_out, image, head, token, mask, start, left, VALUES)
-        values = load_tile(v, image, head, token, mask, start, left, VALUES)
+        gradient = load_tile(d_out, image, head, token, mask, start, left, VALUES, True)
+        values = load_tile(v, image, head, token, mask, start, left, VALUES, True)
         products = tl.dot(gradient, tl.trans(values), products, input_precision=PRECISION)
         state = load_matrix(states + base + start, WIDTH, left, VALUE_WIDTH, D, VALUES)
         d_a = tl.dot(gradient, tl.trans(state), d_a, input_precision=PRECISION)
@@ -35,10 +35,10 @@ def pair_kernel(q, k, v, d_out, d_v, rows, states, d_states, d_rows, heads, toke
     # A second loop: the operands of all four products at once would spill.
     for start in range(0, VALUE_WIDTH, VALUES):
         left = VALUE_WIDTH - start
-        gradient = load_tile(d_out, image, head, token, mask, start, left, VALUES)
+        gradient = load_tile(d_out, image, head, token, mask, start, left, VALUES, True)
         d_state = load_matrix(d_states + base + start, WIDTH, left, VALUE_WIDTH, D, VALUES)
         from_later = tl.dot(b, d_state, input_precision=PRECISION)
-        d_share += tl.sum(from_later * load_tile(v, image, head, token, mask, start, left, VALUES), 1)
+        d_share += tl.sum(from_later * load_tile(v, image, head, token, mask, start, left, VALUES, True), 1)
         d_values = tl.dot(turned, gradient, from_later, input_precision=PRECISION) * share[:, None]
         store_tile(d_v, image, head, token, mask, start, d_values, left, VALUES)
     products *= pairs
@@ -118,8 +118,8 @@ def gradient_kernel(q, k, v, d_out, d_q, d_k, rows, vectors, states, d_rows, d_v
     base = (item * chunks + chunk) * (WIDTH * VALUE_WIDTH)
     for start in range(0, VALUE_WIDTH, VALUES):
         left = VALUE_WIDTH - start
-        gradient = load_tile(d_out, image, head, token, mask, start, left, VALUES) * gate[:, None]
-        values = load_tile(v, image, head, token, mask, start, left, VALUES) * share[:, None]
+        gradient = load_tile(d_out, image, head, token, mask, start, left, VALUES, True) * gate[:, None]
+        values = load_tile(v, image, head, token, mask, start, left, VALUES, True) * share[:, None]
         products = tl.dot(gradient, tl.trans(values), products, input_precision=PRECISION)
         state = load_matrix(states + base + start, WIDTH, left, VALUE_WIDTH, D, VALUES)
         d_a = tl.dot(gradient, tl.trans(state), d_a, input_precision=PRECISION)

@@ -7,7 +7,7 @@ stride of images, of tokens, of heads, of channels). a and b are the sigmoids of
 import triton
 import triton.language as tl
 
-from ._linear_kernels import load_matrix, load_tile, place, store_matrix, store_tile, store_vector
+from ._token_tiles import load_matrix, load_tile, place, store_matrix, store_tile, store_vector
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def chunk_of(chunk, tokens, C: tl.constexpr):
 
 @triton.jit
 def load_sigmoid(x, image, head, token, mask, WIDTH: tl.constexpr, D: tl.constexpr):
-    values = load_tile(x, image, head, token, mask, 0, WIDTH, D)
+    values = load_tile(x, image, head, token, mask, 0, WIDTH, D, True)
     inside = mask[:, None] & (tl.arange(0, D) < WIDTH)[None, :]
     return tl.where(inside, 1 / (1 + tl.exp(-values)), 0.0)
 
@@ -99,7 +99,7 @@ def state_kernel(x, y, rows, states, heads, tokens, chunks, ROW: tl.constexpr, W
     base = states + (item * chunks + chunk) * (WIDTH * VALUE_WIDTH)
     for start in range(0, VALUE_WIDTH, VALUES):
         left = VALUE_WIDTH - start
-        values = load_tile(y, image, head, token, mask, start, left, VALUES) * weight[:, None]
+        values = load_tile(y, image, head, token, mask, start, left, VALUES, True) * weight[:, None]
         state = tl.dot(features, values, input_precision=PRECISION)
         store_matrix(base + start, state, WIDTH, left, VALUE_WIDTH, D, VALUES)
 
@@ -119,7 +119,7 @@ def out_kernel(q, k, v, rows, states, out, heads, tokens, chunks, WIDTH: tl.cons
     base = states + (item * chunks + chunk) * (WIDTH * VALUE_WIDTH)
     for start in range(0, VALUE_WIDTH, VALUES):
         left = VALUE_WIDTH - start
-        values = load_tile(v, image, head, token, mask, start, left, VALUES)
+        values = load_tile(v, image, head, token, mask, start, left, VALUES, True)
         result = tl.dot(pairs, values, input_precision=PRECISION)
         state = load_matrix(base + start, WIDTH, left, VALUE_WIDTH, D, VALUES)
         result = tl.dot(a, state, result, input_precision=PRECISION) * gate[:, None]

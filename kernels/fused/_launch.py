@@ -16,6 +16,10 @@ from ..dispatch import get_backend
 MAX_WIDTH = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 64}
 # AMD's matrix units have float32; NVIDIA's have TF32, of which three products are as good.
 FLOAT32_PRECISION = "ieee" if torch.version.hip else "tf32x3"
+# Thirty-two for each multiprocessor of the largest devices, which have a dozen and more at a time.
+WARPS = 4224
+# A part of fewer tokens would store more of a sum than it loads of tokens.
+_FEWEST_TOKENS = 64
 
 
 @torch.compiler.assume_constant_result
@@ -77,9 +81,44 @@ def dot_options(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def on_amd() -> bool:
+    """Whether kernels are for AMD's devices, whose warps are twice as wide."""
+    return FLOAT32_PRECISION == "ieee"
+
+
+def product_options(dtype: torch.dtype) -> dict[str, Any]:
+    """The constants of kernels that compute in float32 and multiply as :mod:`._products` says.
+
+    GIVEN: tensors are given in bfloat16. UPCAST: as in :func:`dot_options`.
+    """
+    if dtype == torch.float32:
+        return {"PRECISION": FLOAT32_PRECISION, "GIVEN": False, "UPCAST": False}
+    return {"PRECISION": "bf16", "GIVEN": dtype == torch.bfloat16, "UPCAST": interpreted()}
+
+
 def block_width(channels: int) -> int:
     """The power of two, at least 16, that holds ``channels``."""
     return max(16, 1 << (channels - 1).bit_length())
+
+
+def parts_of_tokens(x: torch.Tensor, block: int, warps: int) -> tuple[int, int]:
+    """(parts of the tokens, tokens of a part) of ``[B, N, heads, D]`` for programs of as many warps, so that few heads
+    of many tokens still fill a GPU; a part is whole blocks."""
+    tokens, programs = x.shape[1], max(1, WARPS // (warps * max(1, x.shape[0] * x.shape[2])))
+    part_tokens = max(-(-tokens // programs), min(tokens, _FEWEST_TOKENS))
+    part_tokens = -(-part_tokens // block) * block
+    return -(-tokens // part_tokens), part_tokens
+
+
+def factors_of(divisors: Sequence[int], most: int) -> tuple[int, ...] | None:
+    """What :func:`._attention.quotient` multiplies numbers up to ``most`` with; None where that would not be exact.
+
+    The factor is 2 ** 30 / d rounded up, so that the product is at most n * (d - 1) / d too large: as long as that is
+    below 2 ** 30 / d, no quotient changes. A division takes some twenty instructions.
+    """
+    if most >= 2**29 or any(most * (d - 1) >= 2**30 for d in divisors):
+        return None
+    return tuple(-(-(2**30) // d) for d in divisors)
 
 
 def with_strides(x: torch.Tensor) -> tuple:

@@ -8,82 +8,36 @@ Tensors come as (pointer, stride of images, of tokens, of heads, of channels).
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def place(parts, heads):
-    """This program's (image, head, part of the tokens); parts run fastest, images slowest."""
-    pid = tl.program_id(0)
-    return pid // (parts * heads), pid // parts % heads, pid % parts
+from ._products import in_parts, product, transposed
+from ._token_tiles import exp, load_matrix, load_tile, load_vector, place, store_matrix, store_tile, store_vector
 
 
 @triton.jit
-def load_tile(x, image, head, token, mask, first, width, BLOCK: tl.constexpr):
-    """``[tokens, BLOCK]`` in float32: ``width`` channels from ``first`` on, zeros elsewhere."""
-    channel = tl.arange(0, BLOCK)
-    offset = token.to(tl.int64)[:, None] * x[2] + (first + channel)[None, :] * x[4]
-    base = x[0] + image.to(tl.int64) * x[1] + head * x[3]
-    return tl.load(base + offset, mask=mask[:, None] & (channel < width)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def store_tile(x, image, head, token, mask, first, values, width, BLOCK: tl.constexpr):
-    """Stores ``values`` where :func:`load_tile` would load them."""
-    channel = tl.arange(0, BLOCK)
-    offset = token.to(tl.int64)[:, None] * x[2] + (first + channel)[None, :] * x[4]
-    base = x[0] + image.to(tl.int64) * x[1] + head * x[3]
-    values = values.to(x[0].dtype.element_ty)
-    tl.store(base + offset, values, mask=mask[:, None] & (channel < width)[None, :])
-
-
-@triton.jit
-def load_matrix(base, rows, columns, STRIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):
-    """``[BLOCK_ROWS, BLOCK_COLUMNS]``, zero past ``rows`` and ``columns``."""
-    row, column = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_COLUMNS)[None, :]
-    return tl.load(base + row * STRIDE + column, mask=(row < rows) & (column < columns), other=0.0)
-
-
-@triton.jit
-def store_matrix(base, values, rows, columns, STRIDE: tl.constexpr,
-                 BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr):  # fmt: skip
-    row, column = tl.arange(0, BLOCK_ROWS)[:, None], tl.arange(0, BLOCK_COLUMNS)[None, :]
-    tl.store(base + row * STRIDE + column, values, mask=(row < rows) & (column < columns))
-
-
-@triton.jit
-def load_vector(base, width, BLOCK: tl.constexpr):
-    channel = tl.arange(0, BLOCK)
-    return tl.load(base + channel, mask=channel < width, other=0.0)
-
-
-@triton.jit
-def store_vector(base, values, width, BLOCK: tl.constexpr):
-    channel = tl.arange(0, BLOCK)
-    tl.store(base + channel, values, mask=channel < width)
-
-
-@triton.jit
-def _halves(x, image, head, token, mask, WIDTH: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
-    first = load_tile(x, image, head, token, mask, 0, HALF, BLOCK_HALF)
-    return first, load_tile(x, image, head, token, mask, HALF, WIDTH - HALF, BLOCK_HALF)
-
-
-@triton.jit
-def _features(first, second, mask, MAGNITUDE: tl.constexpr, WIDTH: tl.constexpr,
-              HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):  # fmt: skip
-    """elu + 1 of both halves, zero where nothing was loaded; without MAGNITUDE the halves themselves."""
-    if MAGNITUDE:
-        channel = tl.arange(0, BLOCK_HALF)[None, :]
-        first = tl.where(mask[:, None] & (channel < HALF), tl.exp(tl.minimum(first, 0)) + tl.maximum(first, 0), 0)
-        rest = mask[:, None] & (channel < WIDTH - HALF)
-        second = tl.where(rest, tl.exp(tl.minimum(second, 0)) + tl.maximum(second, 0), 0)
+def halves(x, image, head, token, mask, start, MAGNITUDE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
+            BLOCK_HALF: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """BLOCK_HALF channels of both halves, from ``start`` on; where there are none, what has no feature."""
+    FILL: tl.constexpr = float("-inf") if MAGNITUDE else 0.0
+    first = load_tile(x, image, head, token, mask, start, HALF - start, BLOCK_HALF, UPCAST, FILL)
+    second = load_tile(x, image, head, token, mask, HALF + start, WIDTH - HALF - start, BLOCK_HALF, UPCAST, FILL)
     return first, second
 
 
 @triton.jit
-def _rotate(first, second, cos, sin, token, mask, BACK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+def features(first, second, MAGNITUDE: tl.constexpr):
+    """elu + 1 of both halves; without MAGNITUDE the halves themselves."""
+    if MAGNITUDE:
+        first, second = first.to(tl.float32), second.to(tl.float32)
+        first = exp(tl.minimum(first, 0)) + tl.maximum(first, 0)
+        second = exp(tl.minimum(second, 0)) + tl.maximum(second, 0)
+    return first, second
+
+
+@triton.jit
+def rotate(first, second, cos, sin, token, mask, start, BACK: tl.constexpr, HALF: tl.constexpr,
+            BLOCK_HALF: tl.constexpr):  # fmt: skip
     """Both halves turned by the tables ``[tokens, HALF]``, or BACK; as they are without tables."""
     if cos is not None:
-        channel = tl.arange(0, BLOCK_HALF)[None, :]
+        channel = start + tl.arange(0, BLOCK_HALF)[None, :]
         offset, inside = token[:, None] * HALF + channel, mask[:, None] & (channel < HALF)
         c, s = tl.load(cos + offset, mask=inside, other=0.0), tl.load(sin + offset, mask=inside, other=0.0)
         if BACK:
@@ -96,175 +50,116 @@ def _rotate(first, second, cos, sin, token, mask, BACK: tl.constexpr, HALF: tl.c
 def reduce_kernel(x, y, weights, state, cos, sin, heads, parts, tokens, part_tokens,
                   MAGNITUDE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, VALUE_WIDTH: tl.constexpr,
                   STRIDE: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_VALUE: tl.constexpr, BLOCK: tl.constexpr,
-                  PRECISION: tl.constexpr):  # fmt: skip
+                  PRECISION: tl.constexpr, GIVEN: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Sums over a part of the tokens: state ``[B, heads, parts, D + 2, W]`` of x's features and y.
 
-    ``weights`` ``[B, heads, 3, N]`` or None: factors of a token in the sum of products, of features and of values.
+    ``weights`` ``[B, heads, 3, N]`` or None: factors of a token in the sum of products, of features and of values. A
+    program takes BLOCK_HALF channels of each half, and BLOCK_VALUE of the values.
     """
+    columns = tl.program_id(1) % tl.cdiv(VALUE_WIDTH, BLOCK_VALUE) * BLOCK_VALUE
+    rows = tl.program_id(1) // tl.cdiv(VALUE_WIDTH, BLOCK_VALUE) * BLOCK_HALF
     image, head, part = place(parts, heads)
     item = image.to(tl.int64) * heads + head
     first_state = tl.zeros([BLOCK_HALF, BLOCK_VALUE], tl.float32)
     second_state = tl.zeros([BLOCK_HALF, BLOCK_VALUE], tl.float32)
-    first_sum, second_sum = tl.zeros([BLOCK_HALF], tl.float32), tl.zeros([BLOCK_HALF], tl.float32)
-    value_sum = tl.zeros([BLOCK_VALUE], tl.float32)
+    first_sum, second_sum = tl.zeros([BLOCK_HALF, 16], tl.float32), tl.zeros([BLOCK_HALF, 16], tl.float32)
+    value_sum = tl.zeros([16, BLOCK_VALUE], tl.float32)
+    # Sums over tokens are products with ones: sums over threads would take more instructions than all the rest.
+    ones = in_parts(tl.full([BLOCK, 16], 1.0, tl.float32), PRECISION, UPCAST)
+    EXACT: tl.constexpr = GIVEN and not MAGNITUDE and weights is None
     last = tl.minimum((part + 1) * part_tokens, tokens)
     for start in range(part * part_tokens, last, BLOCK):
         token = start + tl.arange(0, BLOCK)
         mask = token < last
-        first, second = _halves(x, image, head, token, mask, WIDTH, HALF, BLOCK_HALF)
-        first, second = _features(first, second, mask, MAGNITUDE, WIDTH, HALF, BLOCK_HALF)
-        values = load_tile(y, image, head, token, mask, 0, VALUE_WIDTH, BLOCK_VALUE)
-        if weights is None:
-            first_sum += tl.sum(first, 0)
-            second_sum += tl.sum(second, 0)
-            value_sum += tl.sum(values, 0)
-        else:
+        first, second = halves(x, image, head, token, mask, rows, MAGNITUDE, WIDTH, HALF, BLOCK_HALF, UPCAST)
+        first, second = features(first, second, MAGNITUDE)
+        values = load_tile(y, image, head, token, mask, columns, VALUE_WIDTH - columns, BLOCK_VALUE, UPCAST)
+        values = in_parts(values, PRECISION, UPCAST)
+        f, s = first, second
+        first, second = rotate(first, second, cos, sin, token, mask, rows, False, HALF, BLOCK_HALF)
+        of_values = tl.full([16, BLOCK], 1.0, tl.float32)
+        if weights is not None:
             base = weights + item * (3 * tokens) + token
+            of_products = tl.load(base, mask=mask, other=0.0)[:, None]
             of_features = tl.load(base + tokens, mask=mask, other=0.0)[:, None]
-            first_sum += tl.sum(first * of_features, 0)
-            second_sum += tl.sum(second * of_features, 0)
-            value_sum += tl.sum(values * tl.load(base + 2 * tokens, mask=mask, other=0.0)[:, None], 0)
-            values *= tl.load(base, mask=mask, other=0.0)[:, None]
-        first, second = _rotate(first, second, cos, sin, token, mask, False, HALF, BLOCK_HALF)
-        first_state = tl.dot(tl.trans(first), values, first_state, input_precision=PRECISION)
-        second_state = tl.dot(tl.trans(second), values, second_state, input_precision=PRECISION)
+            of_values *= tl.load(base + 2 * tokens, mask=mask, other=0.0)[None, :]
+            first, second = first * of_products, second * of_products
+            f, s = f * of_features, s * of_features
+        f, s = in_parts(f, PRECISION, UPCAST), in_parts(s, PRECISION, UPCAST)
+        first_sum = product(transposed(f), ones, first_sum, EXACT, True, PRECISION)
+        second_sum = product(transposed(s), ones, second_sum, EXACT, True, PRECISION)
+        first, second = in_parts(first, PRECISION, UPCAST), in_parts(second, PRECISION, UPCAST)
+        first_state = product(transposed(first), values, first_state, EXACT, GIVEN, PRECISION)
+        second_state = product(transposed(second), values, second_state, EXACT, GIVEN, PRECISION)
+        if MAGNITUDE:
+            of_values = in_parts(of_values, PRECISION, UPCAST)
+            value_sum = product(of_values, values, value_sum, weights is None, GIVEN, PRECISION)
     state += (item * parts + part) * ((WIDTH + 2) * STRIDE)
-    store_matrix(state, first_state, HALF, VALUE_WIDTH, STRIDE, BLOCK_HALF, BLOCK_VALUE)
-    state += HALF * STRIDE
-    store_matrix(state, second_state, WIDTH - HALF, VALUE_WIDTH, STRIDE, BLOCK_HALF, BLOCK_VALUE)
-    state += (WIDTH - HALF) * STRIDE
-    store_vector(state, first_sum, HALF, BLOCK_HALF)
-    store_vector(state + HALF, second_sum, WIDTH - HALF, BLOCK_HALF)
-    store_vector(state + STRIDE, value_sum, VALUE_WIDTH, BLOCK_VALUE)
+    left, right = HALF - rows, WIDTH - HALF - rows
+    width = VALUE_WIDTH - columns
+    store_matrix(state + rows * STRIDE + columns, first_state, left, width, STRIDE, BLOCK_HALF, BLOCK_VALUE)
+    store_matrix(state + (HALF + rows) * STRIDE + columns, second_state, right, width, STRIDE, BLOCK_HALF, BLOCK_VALUE)
+    state += WIDTH * STRIDE
+    if columns == 0:
+        store_vector(state + rows, tl.max(first_sum, 1), left, BLOCK_HALF)
+        store_vector(state + HALF + rows, tl.max(second_sum, 1), right, BLOCK_HALF)
+    if rows == 0:
+        store_vector(state + STRIDE + columns, tl.max(value_sum, 0), width, BLOCK_VALUE)
 
 
 @triton.jit
-def apply_kernel(q, state, out, cos, sin, heads, parts, tokens, scale, eps,
+def load_state(state, start, WIDTH: tl.constexpr, HALF: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+                STRIDE: tl.constexpr, BLOCK_HALF: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+                UPCAST: tl.constexpr):  # fmt: skip
+    """Both halves of a chunk of the state's columns, in parts."""
+    left = VALUE_WIDTH - start
+    first = load_matrix(state + start, HALF, left, STRIDE, BLOCK_HALF, CHUNK)
+    second = load_matrix(state + HALF * STRIDE + start, WIDTH - HALF, left, STRIDE, BLOCK_HALF, CHUNK)
+    return in_parts(first, PRECISION, UPCAST), in_parts(second, PRECISION, UPCAST)
+
+
+@triton.jit
+def apply_kernel(q, state, out, cos, sin, heads, parts, tokens, part_tokens, scale, eps,
                  MAGNITUDE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, VALUE_WIDTH: tl.constexpr,
                  STRIDE: tl.constexpr, BLOCK_HALF: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
-    """The result of a block of queries from the state of all keys; parts are blocks."""
+                 PRECISION: tl.constexpr, GIVEN: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
+    """The results of a part of the queries from the state of all keys."""
     image, head, part = place(parts, heads)
     state += (image.to(tl.int64) * heads + head) * ((WIDTH + 2) * STRIDE)
-    token = part * BLOCK + tl.arange(0, BLOCK)
-    mask = token < tokens
-    first, second = _halves(q, image, head, token, mask, WIDTH, HALF, BLOCK_HALF)
-    first, second = _features(first, second, mask, MAGNITUDE, WIDTH, HALF, BLOCK_HALF)
     sums = state + WIDTH * STRIDE
-    z = tl.sum(first * load_vector(sums, HALF, BLOCK_HALF)[None, :], 1)
-    z += tl.sum(second * load_vector(sums + HALF, WIDTH - HALF, BLOCK_HALF)[None, :], 1)
-    first, second = _rotate(first, second, cos, sin, token, mask, False, HALF, BLOCK_HALF)
-    if MAGNITUDE:
-        z = z * (scale / tokens)
-        weight = (1 + 1 / (z + eps)) * (scale / tokens)
-    else:
-        weight = 1 / tl.maximum(z, eps)
-    for start in range(0, VALUE_WIDTH, CHUNK):
-        left = VALUE_WIDTH - start
-        matrix = load_matrix(state + start, HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        result = tl.dot(first, matrix, input_precision=PRECISION)
-        matrix = load_matrix(state + HALF * STRIDE + start, WIDTH - HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        result = tl.dot(second, matrix, result, input_precision=PRECISION) * weight[:, None]
+    first_sum = load_vector(sums, HALF, BLOCK_HALF)[:, None].broadcast_to(BLOCK_HALF, 16)
+    second_sum = load_vector(sums + HALF, WIDTH - HALF, BLOCK_HALF)[:, None].broadcast_to(BLOCK_HALF, 16)
+    first_sum, second_sum = in_parts(first_sum, PRECISION, UPCAST), in_parts(second_sum, PRECISION, UPCAST)
+    EXACT: tl.constexpr = GIVEN and not MAGNITUDE
+    matrices = load_state(state, 0, WIDTH, HALF, VALUE_WIDTH, STRIDE, BLOCK_HALF, CHUNK, PRECISION, UPCAST)
+    last = tl.minimum((part + 1) * part_tokens, tokens)
+    for first_token in range(part * part_tokens, last, BLOCK):
+        token = first_token + tl.arange(0, BLOCK)
+        mask = token < last
+        first, second = halves(q, image, head, token, mask, 0, MAGNITUDE, WIDTH, HALF, BLOCK_HALF, UPCAST)
+        first, second = features(first, second, MAGNITUDE)
+        f, s = in_parts(first, PRECISION, UPCAST), in_parts(second, PRECISION, UPCAST)
+        # The same in every column.
+        z = product(f, first_sum, tl.zeros([BLOCK, 16], tl.float32), EXACT, False, PRECISION)
+        z = tl.max(product(s, second_sum, z, EXACT, False, PRECISION), 1)
+        first, second = rotate(first, second, cos, sin, token, mask, 0, False, HALF, BLOCK_HALF)
+        first, second = in_parts(first, PRECISION, UPCAST), in_parts(second, PRECISION, UPCAST)
         if MAGNITUDE:
-            mean = load_vector(sums + STRIDE + start, left, CHUNK) / tokens
-            result -= z[:, None] * mean[None, :]
-        store_tile(out, image, head, token, mask, start, result, left, CHUNK)
-
-
-@triton.jit
-def query_gradient_kernel(q, d_out, state, d_q, weights, cos, sin, heads, parts, tokens, scale, eps,
-                          MAGNITUDE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
-                          VALUE_WIDTH: tl.constexpr, STRIDE: tl.constexpr, BLOCK_HALF: tl.constexpr,
-                          CHUNK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """d_q of a block of queries, and the weights with which :func:`reduce_kernel` makes the state's gradient."""
-    image, head, part = place(parts, heads)
-    item = image.to(tl.int64) * heads + head
-    state += item * ((WIDTH + 2) * STRIDE)
-    token = part * BLOCK + tl.arange(0, BLOCK)
-    mask = token < tokens
-    x_first, x_second = _halves(q, image, head, token, mask, WIDTH, HALF, BLOCK_HALF)
-    first, second = _features(x_first, x_second, mask, MAGNITUDE, WIDTH, HALF, BLOCK_HALF)
-    sums = state + WIDTH * STRIDE
-    first_sum = load_vector(sums, HALF, BLOCK_HALF)[None, :]
-    second_sum = load_vector(sums + HALF, WIDTH - HALF, BLOCK_HALF)[None, :]
-    z = tl.sum(first * first_sum, 1) + tl.sum(second * second_sum, 1)
-    first, second = _rotate(first, second, cos, sin, token, mask, False, HALF, BLOCK_HALF)
-    d_first = tl.zeros([BLOCK, BLOCK_HALF], tl.float32)
-    d_second = tl.zeros([BLOCK, BLOCK_HALF], tl.float32)
-    along_mean = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, VALUE_WIDTH, CHUNK):
-        left = VALUE_WIDTH - start
-        gradient = load_tile(d_out, image, head, token, mask, start, left, CHUNK)
-        matrix = load_matrix(state + start, HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        d_first = tl.dot(gradient, tl.trans(matrix), d_first, input_precision=PRECISION)
-        matrix = load_matrix(state + HALF * STRIDE + start, WIDTH - HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        d_second = tl.dot(gradient, tl.trans(matrix), d_second, input_precision=PRECISION)
-        if MAGNITUDE:
-            along_mean += tl.sum(gradient * load_vector(sums + STRIDE + start, left, CHUNK)[None, :], 1)
-    # d_out . (features @ state), without the product of the forward pass.
-    along = tl.sum(first * d_first, 1) + tl.sum(second * d_second, 1)
-    base = weights + item * (3 * tokens) + token
-    if MAGNITUDE:
-        factor = scale / tokens
-        z = z * factor
-        d_z = -along * factor / ((z + eps) * (z + eps)) - along_mean / tokens
-        weight = (1 + 1 / (z + eps)) * factor
-        d_sum = d_z * factor
-        tl.store(base + 2 * tokens, -z / tokens, mask=mask)
-    else:
-        weight = 1 / tl.maximum(z, eps)
-        d_sum = tl.where(z >= eps, -along * weight * weight, 0.0)
-        tl.store(base + 2 * tokens, tl.zeros_like(z), mask=mask)
-    tl.store(base, weight, mask=mask)
-    tl.store(base + tokens, d_sum, mask=mask)
-    d_first, d_second = d_first * weight[:, None], d_second * weight[:, None]
-    d_first, d_second = _rotate(d_first, d_second, cos, sin, token, mask, True, HALF, BLOCK_HALF)
-    d_first += d_sum[:, None] * first_sum
-    d_second += d_sum[:, None] * second_sum
-    if MAGNITUDE:
-        d_first *= tl.exp(tl.minimum(x_first, 0))
-        d_second *= tl.exp(tl.minimum(x_second, 0))
-    store_tile(d_q, image, head, token, mask, 0, d_first, HALF, BLOCK_HALF)
-    store_tile(d_q, image, head, token, mask, HALF, d_second, WIDTH - HALF, BLOCK_HALF)
-
-
-@triton.jit
-def key_gradient_kernel(k, v, state, d_k, d_v, cos, sin, heads, parts, tokens,
-                        MAGNITUDE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, VALUE_WIDTH: tl.constexpr,
-                        STRIDE: tl.constexpr, BLOCK_HALF: tl.constexpr, CHUNK: tl.constexpr,
-                        BLOCK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """d_k and d_v of a block of keys from the gradient of the state."""
-    image, head, part = place(parts, heads)
-    state += (image.to(tl.int64) * heads + head) * ((WIDTH + 2) * STRIDE)
-    token = part * BLOCK + tl.arange(0, BLOCK)
-    mask = token < tokens
-    x_first, x_second = _halves(k, image, head, token, mask, WIDTH, HALF, BLOCK_HALF)
-    first, second = _features(x_first, x_second, mask, MAGNITUDE, WIDTH, HALF, BLOCK_HALF)
-    first, second = _rotate(first, second, cos, sin, token, mask, False, HALF, BLOCK_HALF)
-    sums = state + WIDTH * STRIDE
-    # Two loops: the operands of both products at once would spill.
-    for start in range(0, VALUE_WIDTH, CHUNK):
-        left = VALUE_WIDTH - start
-        matrix = load_matrix(state + start, HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        d_values = tl.dot(first, matrix, input_precision=PRECISION)
-        matrix = load_matrix(state + HALF * STRIDE + start, WIDTH - HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        d_values = tl.dot(second, matrix, d_values, input_precision=PRECISION)
-        d_values += load_vector(sums + STRIDE + start, left, CHUNK)[None, :]
-        store_tile(d_v, image, head, token, mask, start, d_values, left, CHUNK)
-    d_first = tl.zeros([BLOCK, BLOCK_HALF], tl.float32)
-    d_second = tl.zeros([BLOCK, BLOCK_HALF], tl.float32)
-    for start in range(0, VALUE_WIDTH, CHUNK):
-        left = VALUE_WIDTH - start
-        values = load_tile(v, image, head, token, mask, start, left, CHUNK)
-        matrix = load_matrix(state + start, HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        d_first = tl.dot(values, tl.trans(matrix), d_first, input_precision=PRECISION)
-        matrix = load_matrix(state + HALF * STRIDE + start, WIDTH - HALF, left, STRIDE, BLOCK_HALF, CHUNK)
-        d_second = tl.dot(values, tl.trans(matrix), d_second, input_precision=PRECISION)
-    d_first, d_second = _rotate(d_first, d_second, cos, sin, token, mask, True, HALF, BLOCK_HALF)
-    d_first += load_vector(sums, HALF, BLOCK_HALF)[None, :]
-    d_second += load_vector(sums + HALF, WIDTH - HALF, BLOCK_HALF)[None, :]
-    if MAGNITUDE:
-        d_first *= tl.exp(tl.minimum(x_first, 0))
-        d_second *= tl.exp(tl.minimum(x_second, 0))
-    store_tile(d_k, image, head, token, mask, 0, d_first, HALF, BLOCK_HALF)
-    store_tile(d_k, image, head, token, mask, HALF, d_second, WIDTH - HALF, BLOCK_HALF)
+            z = z * (scale / tokens)
+            weight = (1 + 1 / (z + eps)) * (scale / tokens)
+        else:
+            weight = 1 / tl.maximum(z, eps)
+        for start in range(0, VALUE_WIDTH, CHUNK):
+            left = VALUE_WIDTH - start
+            result = tl.zeros([BLOCK, CHUNK], tl.float32)
+            if CHUNK < VALUE_WIDTH:
+                matrices = load_state(
+                    state, start, WIDTH, HALF, VALUE_WIDTH, STRIDE, BLOCK_HALF, CHUNK, PRECISION, UPCAST
+                )
+            result = product(first, matrices[0], result, EXACT, False, PRECISION)
+            result = product(second, matrices[1], result, EXACT, False, PRECISION)
+            result *= weight[:, None]
+            if MAGNITUDE:
+                mean = load_vector(sums + STRIDE + start, left, CHUNK) / tokens
+                result -= z[:, None] * mean[None, :]
+            store_tile(out, image, head, token, mask, start, result, left, CHUNK)

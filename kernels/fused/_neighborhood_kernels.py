@@ -15,6 +15,7 @@ from ._attention import (
     load_rows,
     online_softmax,
     query_gradient_step,
+    quotient,
     row_offsets,
     score_gradient,
     store_rows,
@@ -24,17 +25,17 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
-def _locate(heads, tiles, DILATION: tl.constexpr):
+def _locate(heads, tiles, factors, DILATION: tl.constexpr):
     """This program's (image, head, groups, tiles); heads run fastest, images slowest."""
     pid = tl.program_id(0)
-    head = pid % heads
-    pid = pid // heads
-    tile_w = pid % tiles[1]
-    pid = pid // tiles[1]
-    tile_h = pid % tiles[0]
-    pid = pid // tiles[0]
-    group_w = pid % DILATION[1]
-    pid = pid // DILATION[1]
+    rest = quotient(pid, heads, factors, 0)
+    head = pid - rest * heads
+    pid, rest = rest, quotient(rest, tiles[1], factors, 2)
+    tile_w = pid - rest * tiles[1]
+    pid, rest = rest, quotient(rest, tiles[0], factors, 1)
+    tile_h = pid - rest * tiles[0]
+    pid = rest // DILATION[1]
+    group_w = rest % DILATION[1]
     return pid // DILATION[0], head, (pid % DILATION[0], group_w), (tile_h, tile_w)
 
 
@@ -64,7 +65,7 @@ def _last_if_beyond(place, members):
 
 @triton.jit
 def _position(place, group, DILATION: tl.constexpr):
-    return place[0].to(tl.int64) * DILATION[0] + group[0], place[1].to(tl.int64) * DILATION[1] + group[1]
+    return place[0] * DILATION[0] + group[0], place[1] * DILATION[1] + group[1]
 
 
 @triton.jit
@@ -94,16 +95,28 @@ def _query_range(first, members, KERNEL: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, place, starts, key, bias, scale, KERNEL: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores ``[queries, keys]``, -inf outside the windows; ``bias`` is the head's table or None."""
-    slot_h, slot_w = key[0][None, :] - starts[0][:, None], key[1][None, :] - starts[1][:, None]
-    inside = (slot_h >= 0) & (slot_h < KERNEL[0]) & (slot_w >= 0) & (slot_w < KERNEL[1])
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+def _columns(place_w, start_w, key_w, bias, KERNEL: tl.constexpr):
+    """What the columns of queries and keys say of a block's scores: what to add for the window, and the offset in a
+    head's table of biases without that of the rows. A loop over rows keeps both."""
+    slot = key_w[None, :] - start_w[:, None]
+    inside = (slot >= 0) & (slot < KERNEL[1])
+    offset = (KERNEL[0] - 1) * (2 * KERNEL[1] - 1) + KERNEL[1] - 1
     if bias is not None:
-        offset = (key[0][None, :] - place[0][:, None] + KERNEL[0] - 1) * (2 * KERNEL[1] - 1)
-        offset += key[1][None, :] - place[1][:, None] + KERNEL[1] - 1
-        scores += tl.load(bias + offset, mask=inside, other=0.0).to(tl.float32) * _LOG2_E
-    return tl.where(inside, scores, float("-inf"))
+        # Beyond the window any place in the table will do.
+        offset += tl.where(inside, key_w[None, :] - place_w[:, None], 0)
+    return tl.where(inside, 0.0, float("-inf")), offset
+
+
+@triton.jit
+def _scores(q, k, place_h, start_h, key_h, columns, bias, scale, KERNEL: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores ``[queries, keys]``, -inf outside the windows; ``bias`` is the head's table or None."""
+    slot = key_h[None, :] - start_h[:, None]
+    inside = (slot >= 0) & (slot < KERNEL[0])
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E) + columns[0]
+    if bias is None:
+        return tl.where(inside, scores, float("-inf"))
+    offset = columns[1] + (key_h[None, :] - place_h[:, None]) * (2 * KERNEL[1] - 1)
+    return scores + tl.load(bias + offset, mask=inside, other=float("-inf")).to(tl.float32) * _LOG2_E
 
 
 @triton.jit
@@ -116,12 +129,12 @@ def _bias_of(bias, head, KERNEL: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    q, k, v, bias, out, lse, scale, heads, size, tiles,
+    q, k, v, bias, out, lse, scale, heads, size, tiles, factors,
     KERNEL: tl.constexpr, DILATION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    image, head, group, tile = _locate(heads, tiles, DILATION)
+    image, head, group, tile = _locate(heads, tiles, factors, DILATION)
     members = _members(size, group, DILATION)
     first = (tile[0] * TILE[0], tile[1] * TILE[1])
     if (first[0] >= members[0]) | (first[1] >= members[1]):
@@ -136,32 +149,34 @@ def forward_kernel(
 
     low_h, high_h = _key_range(first[0], members[0], KERNEL[0], TILE[0])
     low_w, high_w = _key_range(first[1], members[1], KERNEL[1], TILE[1])
-    columns = tl.cdiv(high_w - low_w, BLOCK[1])
     acc = tl.zeros((TILE[0] * TILE[1], DV), tl.float32)
     top = tl.full((TILE[0] * TILE[1],), float("-inf"), tl.float32)
     total = tl.zeros((TILE[0] * TILE[1],), tl.float32)
-    for step in range(tl.cdiv(high_h - low_h, BLOCK[0]) * columns):
-        key = _block((low_h + step // columns * BLOCK[0], low_w + step % columns * BLOCK[1]), BLOCK)
-        at, there = _position(key, group, DILATION), _within(key, members)
-        keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
-        scores = _scores(queries, keys, place, starts, key, table, scale, KERNEL, PRECISION)
-        values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
-        acc, top, total = online_softmax(acc, top, total, scores, values, PRECISION)
+    for column in range(low_w, high_w, BLOCK[1]):
+        _, key_w = _block((low_h, column), BLOCK)
+        columns = _columns(place[1], starts[1], key_w, table, KERNEL)
+        for line in range(low_h, high_h, BLOCK[0]):
+            key = _block((line, column), BLOCK)
+            at, there = _position(key, group, DILATION), _within(key, members)
+            keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
+            scores = _scores(queries, keys, place[0], starts[0], key[0], columns, table, scale, KERNEL, PRECISION)
+            values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
+            acc, top, total = online_softmax(acc, top, total, scores, values, PRECISION)
 
-    store_rows(head_of(out, image, head), row_offsets(out, position), valid, acc / total[:, None], V_WIDTH, DV)
+    store_rows(head_of(out, image, head), row_offsets(out, position), valid, acc * (1 / total)[:, None], V_WIDTH, DV)
     row = (image.to(tl.int64) * heads + head) * size[0] * size[1] + position[0] * size[1] + position[1]
     tl.store(lse + row, top + tl.log2(total), mask=valid)
 
 
 @triton.jit
 def query_gradient_kernel(
-    q, k, v, bias, out, d_out, lse, delta, d_q, scale, heads, size, tiles,
+    q, k, v, bias, out, d_out, lse, delta, d_q, scale, heads, size, tiles, factors,
     KERNEL: tl.constexpr, DILATION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
     """Also stores delta, the sum of out * d_out over channels."""
-    image, head, group, tile = _locate(heads, tiles, DILATION)
+    image, head, group, tile = _locate(heads, tiles, factors, DILATION)
     members = _members(size, group, DILATION)
     first = (tile[0] * TILE[0], tile[1] * TILE[1])
     if (first[0] >= members[0]) | (first[1] >= members[1]):
@@ -181,19 +196,21 @@ def query_gradient_kernel(
 
     low_h, high_h = _key_range(first[0], members[0], KERNEL[0], TILE[0])
     low_w, high_w = _key_range(first[1], members[1], KERNEL[1], TILE[1])
-    columns = tl.cdiv(high_w - low_w, BLOCK[1])
     acc = tl.zeros((TILE[0] * TILE[1], D), tl.float32)
     mean_key = tl.zeros((TILE[0] * TILE[1], D), tl.float32)
     exact = tl.zeros((TILE[0] * TILE[1],), tl.float32)
-    for step in range(tl.cdiv(high_h - low_h, BLOCK[0]) * columns):
-        key = _block((low_h + step // columns * BLOCK[0], low_w + step % columns * BLOCK[1]), BLOCK)
-        at, there = _position(key, group, DILATION), _within(key, members)
-        keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
-        values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
-        scores = _scores(queries, keys, place, starts, key, table, scale, KERNEL, PRECISION)
-        acc, mean_key, exact = query_gradient_step(
-            acc, mean_key, exact, scores, log_sum, deltas, keys, values, d_outs, CORRECT, PRECISION
-        )
+    for column in range(low_w, high_w, BLOCK[1]):
+        _, key_w = _block((low_h, column), BLOCK)
+        columns = _columns(place[1], starts[1], key_w, table, KERNEL)
+        for line in range(low_h, high_h, BLOCK[0]):
+            key = _block((line, column), BLOCK)
+            at, there = _position(key, group, DILATION), _within(key, members)
+            keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
+            values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
+            scores = _scores(queries, keys, place[0], starts[0], key[0], columns, table, scale, KERNEL, PRECISION)
+            acc, mean_key, exact = query_gradient_step(
+                acc, mean_key, exact, scores, log_sum, deltas, keys, values, d_outs, CORRECT, PRECISION
+            )
 
     acc, deltas = corrected(acc, mean_key, exact, deltas, CORRECT)
     tl.store(delta + row, deltas, mask=valid)
@@ -202,13 +219,13 @@ def query_gradient_kernel(
 
 @triton.jit
 def key_value_gradient_kernel(
-    q, k, v, bias, d_out, lse, delta, d_k, d_v, scale, heads, size, tiles,
+    q, k, v, bias, d_out, lse, delta, d_k, d_v, scale, heads, size, tiles, factors,
     KERNEL: tl.constexpr, DILATION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys against blocks of the queries that attend to it."""
-    image, head, group, tile = _locate(heads, tiles, DILATION)
+    image, head, group, tile = _locate(heads, tiles, factors, DILATION)
     members = _members(size, group, DILATION)
     first = (tile[0] * TILE[0], tile[1] * TILE[1])
     if (first[0] >= members[0]) | (first[1] >= members[1]):
@@ -223,24 +240,26 @@ def key_value_gradient_kernel(
 
     low_h, high_h = _query_range(first[0], members[0], KERNEL[0], TILE[0])
     low_w, high_w = _query_range(first[1], members[1], KERNEL[1], TILE[1])
-    columns = tl.cdiv(high_w - low_w, BLOCK[1])
     acc_k = tl.zeros((TILE[0] * TILE[1], D), tl.float32)
     acc_v = tl.zeros((TILE[0] * TILE[1], DV), tl.float32)
-    for step in range(tl.cdiv(high_h - low_h, BLOCK[0]) * columns):
-        place = _block((low_h + step // columns * BLOCK[0], low_w + step % columns * BLOCK[1]), BLOCK)
-        there = _within(place, members)
-        place = _last_if_beyond(place, members)
-        at, starts = _position(place, group, DILATION), _starts(place, members, KERNEL)
-        queries = load_rows(q_head, row_offsets(q, at), there, WIDTH, D, UPCAST)
-        d_outs = load_rows(d_out_head, row_offsets(d_out, at), there, V_WIDTH, DV, UPCAST)
-        # Past the group's end the sum is infinite and so every weight zero.
-        log_sum = tl.load(lse + row + at[0] * size[1] + at[1], mask=there, other=float("inf"))
-        deltas = tl.load(delta + row + at[0] * size[1] + at[1], mask=there, other=0.0)
-        scores = _scores(queries, keys, place, starts, key, table, scale, KERNEL, PRECISION)
-        weights = tl.exp2(scores - log_sum[:, None])
-        acc_v = tl.dot(tl.trans(weights.to(d_outs.dtype)), d_outs, acc_v, input_precision=PRECISION)
-        d_scores = score_gradient(weights, d_outs, values, deltas, PRECISION)
-        acc_k = tl.dot(tl.trans(d_scores.to(queries.dtype)), queries, acc_k, input_precision=PRECISION)
+    for column in range(low_w, high_w, BLOCK[1]):
+        place = _last_if_beyond(_block((low_h, column), BLOCK), members)
+        columns = _columns(place[1], _start(place[1], members[1], KERNEL[1]), key[1], table, KERNEL)
+        for line in range(low_h, high_h, BLOCK[0]):
+            place = _block((line, column), BLOCK)
+            there = _within(place, members)
+            place = _last_if_beyond(place, members)
+            at, start_h = _position(place, group, DILATION), _start(place[0], members[0], KERNEL[0])
+            queries = load_rows(q_head, row_offsets(q, at), there, WIDTH, D, UPCAST)
+            d_outs = load_rows(d_out_head, row_offsets(d_out, at), there, V_WIDTH, DV, UPCAST)
+            # Past the group's end the sum is infinite and so every weight zero.
+            log_sum = tl.load(lse + row + at[0] * size[1] + at[1], mask=there, other=float("inf"))
+            deltas = tl.load(delta + row + at[0] * size[1] + at[1], mask=there, other=0.0)
+            scores = _scores(queries, keys, place[0], start_h, key[0], columns, table, scale, KERNEL, PRECISION)
+            weights = tl.exp2(scores - log_sum[:, None])
+            acc_v = tl.dot(tl.trans(weights.to(d_outs.dtype)), d_outs, acc_v, input_precision=PRECISION)
+            d_scores = score_gradient(weights, d_outs, values, deltas, PRECISION)
+            acc_k = tl.dot(tl.trans(d_scores.to(queries.dtype)), queries, acc_k, input_precision=PRECISION)
 
     store_rows(head_of(d_k, image, head), row_offsets(d_k, position), valid, acc_k * scale, WIDTH, D)
     store_rows(head_of(d_v, image, head), row_offsets(d_v, position), valid, acc_v, V_WIDTH, DV)
@@ -248,7 +267,7 @@ def key_value_gradient_kernel(
 
 @triton.jit
 def bias_gradient_kernel(
-    q, k, v, bias, d_out, lse, delta, d_parts, scale, batch, slots, heads, size, tiles,
+    q, k, v, bias, d_out, lse, delta, d_parts, scale, batch, slots, heads, size, tiles, factors,
     KERNEL: tl.constexpr, DILATION: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
@@ -257,7 +276,7 @@ def bias_gradient_kernel(
 
     A program owns one tile of queries and one block of its keys, on the grid's second axis.
     """
-    slot, head, group, tile = _locate(heads, tiles, DILATION)
+    slot, head, group, tile = _locate(heads, tiles, factors, DILATION)
     members = _members(size, group, DILATION)
     first = (tile[0] * TILE[0], tile[1] * TILE[1])
     if (first[0] >= members[0]) | (first[1] >= members[1]):
@@ -269,11 +288,11 @@ def bias_gradient_kernel(
     position = _position(place, group, DILATION)
     low_h, high_h = _key_range(first[0], members[0], KERNEL[0], TILE[0])
     low_w, high_w = _key_range(first[1], members[1], KERNEL[1], TILE[1])
-    columns = tl.cdiv(high_w - low_w, BLOCK[1])
-    step = tl.program_id(1)
-    key = _block((low_h + step // columns * BLOCK[0], low_w + step % columns * BLOCK[1]), BLOCK)
+    step, blocks = tl.program_id(1), tl.cdiv(high_w - low_w, BLOCK[1])
+    key = _block((low_h + step // blocks * BLOCK[0], low_w + step % blocks * BLOCK[1]), BLOCK)
     at, there = _position(key, group, DILATION), _within(key, members)
     table = _bias_of(bias, head, KERNEL)
+    columns = _columns(place[1], starts[1], key[1], table, KERNEL)
 
     acc = tl.zeros((TILE[0] * TILE[1], BLOCK[0] * BLOCK[1]), tl.float32)
     for turn in range(tl.cdiv(batch - slot, slots)):
@@ -285,7 +304,7 @@ def bias_gradient_kernel(
         row = (image.to(tl.int64) * heads + head) * size[0] * size[1] + position[0] * size[1] + position[1]
         log_sum = tl.load(lse + row, mask=valid, other=0.0)
         deltas = tl.load(delta + row, mask=valid, other=0.0)
-        scores = _scores(queries, keys, place, starts, key, table, scale, KERNEL, PRECISION)
+        scores = _scores(queries, keys, place[0], starts[0], key[0], columns, table, scale, KERNEL, PRECISION)
         acc += score_gradient(tl.exp2(scores - log_sum[:, None]), d_outs, values, deltas, PRECISION)
 
     slot_h, slot_w = key[0][None, :] - starts[0][:, None], key[1][None, :] - starts[1][:, None]

@@ -15,6 +15,7 @@ from ._attention import (
     load_rows,
     online_softmax,
     query_gradient_step,
+    quotient,
     row_offsets,
     score_gradient,
     store_rows,
@@ -24,22 +25,32 @@ _LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
-def _locate(heads, slices, counts):
+def _locate(heads, slices, counts, factors):
     """This program's (image, head, region, slice of the region); heads run fastest, images slowest."""
     pid = tl.program_id(0)
-    head = pid % heads
-    pid = pid // heads
-    part = pid % slices
-    pid = pid // slices
+    rest = quotient(pid, heads, factors, 0)
+    head = pid - rest * heads
+    pid, rest = rest, quotient(rest, slices, factors, 1)
+    part = pid - rest * slices
     regions = counts[0] * counts[1]
-    return (pid // regions).to(tl.int64), head, pid % regions, part
+    image = quotient(rest, regions, factors, 2)
+    return image.to(tl.int64), head, rest - image * regions, part
 
 
 @triton.jit
-def _position(region, token, counts, cell):
+def _position(region, token, counts, cell, factors):
     """(row, column) in the map of a region's token."""
-    row = (region // counts[1]).to(tl.int64) * cell[0] + token // cell[1]
-    return row, (region % counts[1]).to(tl.int64) * cell[1] + token % cell[1]
+    line, row = quotient(region, counts[1], factors, 3), quotient(token, cell[1], factors, 4)
+    return line * cell[0] + row, (region - line * counts[1]) * cell[1] + token - row * cell[1]
+
+
+@triton.jit
+def _members(first, total, tokens, regions, factors, BLOCK: tl.constexpr):
+    """A block of the tokens of ``regions`` laid end to end: (region, token of it, whether there is one)."""
+    index = first + tl.arange(0, BLOCK)
+    there = index < total
+    place = quotient(index, tokens, factors, 5)
+    return tl.load(regions + place, mask=there, other=0), index - place * tokens, there
 
 
 @triton.jit
@@ -51,17 +62,17 @@ def _sums(image, head, heads, position, counts, cell):
 
 @triton.jit
 def forward_kernel(
-    q, k, v, chosen, out, lse, scale, heads, slices, topk, counts, cell,
+    q, k, v, chosen, out, lse, scale, heads, slices, topk, counts, cell, factors,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``chosen``: ``[B, regions, topk]``, the regions that each region attends to."""
-    image, head, region, part = _locate(heads, slices, counts)
+    image, head, region, part = _locate(heads, slices, counts, factors)
     tokens = cell[0] * cell[1]
     token = part * TILE + tl.arange(0, TILE)
     valid = token < tokens
-    position = _position(region, token, counts, cell)
+    position = _position(region, token, counts, cell, factors)
     queries = load_rows(head_of(q, image, head), row_offsets(q, position), valid, WIDTH, D, UPCAST)
     k_head, v_head = head_of(k, image, head), head_of(v, image, head)
     choices = chosen + (image * (counts[0] * counts[1]) + region) * topk
@@ -70,33 +81,31 @@ def forward_kernel(
     top = tl.full((TILE,), float("-inf"), tl.float32)
     total = tl.zeros((TILE,), tl.float32)
     for first in range(0, topk * tokens, BLOCK):
-        index = first + tl.arange(0, BLOCK)
-        there = index < topk * tokens
-        region_of = tl.load(choices + index // tokens, mask=there, other=0)
-        at = _position(region_of, index % tokens, counts, cell)
+        region_of, token_of, there = _members(first, topk * tokens, tokens, choices, factors, BLOCK)
+        at = _position(region_of, token_of, counts, cell, factors)
         keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
         values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * _LOG2_E)
         scores = tl.where(there[None, :], scores, float("-inf"))
         acc, top, total = online_softmax(acc, top, total, scores, values, PRECISION)
 
-    store_rows(head_of(out, image, head), row_offsets(out, position), valid, acc / total[:, None], V_WIDTH, DV)
+    store_rows(head_of(out, image, head), row_offsets(out, position), valid, acc * (1 / total)[:, None], V_WIDTH, DV)
     tl.store(lse + _sums(image, head, heads, position, counts, cell), top + tl.log2(total), mask=valid)
 
 
 @triton.jit
 def query_gradient_kernel(
-    q, k, v, chosen, out, d_out, lse, delta, d_q, scale, heads, slices, topk, counts, cell,
+    q, k, v, chosen, out, d_out, lse, delta, d_q, scale, heads, slices, topk, counts, cell, factors,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
     """Also stores delta, the sum of out * d_out over channels."""
-    image, head, region, part = _locate(heads, slices, counts)
+    image, head, region, part = _locate(heads, slices, counts, factors)
     tokens = cell[0] * cell[1]
     token = part * TILE + tl.arange(0, TILE)
     valid = token < tokens
-    position = _position(region, token, counts, cell)
+    position = _position(region, token, counts, cell, factors)
     queries = load_rows(head_of(q, image, head), row_offsets(q, position), valid, WIDTH, D, UPCAST)
     d_outs = load_rows(head_of(d_out, image, head), row_offsets(d_out, position), valid, V_WIDTH, DV, UPCAST)
     outs = load_rows(head_of(out, image, head), row_offsets(out, position), valid, V_WIDTH, DV, UPCAST)
@@ -110,10 +119,8 @@ def query_gradient_kernel(
     mean_key = tl.zeros((TILE, D), tl.float32)
     exact = tl.zeros((TILE,), tl.float32)
     for first in range(0, topk * tokens, BLOCK):
-        index = first + tl.arange(0, BLOCK)
-        there = index < topk * tokens
-        region_of = tl.load(choices + index // tokens, mask=there, other=0)
-        at = _position(region_of, index % tokens, counts, cell)
+        region_of, token_of, there = _members(first, topk * tokens, tokens, choices, factors, BLOCK)
+        at = _position(region_of, token_of, counts, cell, factors)
         keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
         values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * (scale * _LOG2_E)
@@ -129,7 +136,7 @@ def query_gradient_kernel(
 
 @triton.jit
 def key_value_gradient_kernel(
-    q, k, v, choosers, ends, d_out, lse, delta, d_k, d_v, scale, heads, slices, topk, counts, cell,
+    q, k, v, choosers, ends, d_out, lse, delta, d_k, d_v, scale, heads, slices, topk, counts, cell, factors,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, V_WIDTH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
@@ -139,11 +146,11 @@ def key_value_gradient_kernel(
     ``choosers``: ``[B, regions * topk]``, all choices' owners, sorted by the region chosen; ``ends``:
     ``[B, regions + 1]``, where each region's begin, and the last one's end.
     """
-    image, head, region, part = _locate(heads, slices, counts)
+    image, head, region, part = _locate(heads, slices, counts, factors)
     tokens, regions = cell[0] * cell[1], counts[0] * counts[1]
     token = part * TILE + tl.arange(0, TILE)
     valid = token < tokens
-    position = _position(region, token, counts, cell)
+    position = _position(region, token, counts, cell, factors)
     keys = load_rows(head_of(k, image, head), row_offsets(k, position), valid, WIDTH, D, UPCAST)
     values = load_rows(head_of(v, image, head), row_offsets(v, position), valid, V_WIDTH, DV, UPCAST)
     q_head, d_out_head = head_of(q, image, head), head_of(d_out, image, head)
@@ -154,10 +161,8 @@ def key_value_gradient_kernel(
     acc_k = tl.zeros((TILE, D), tl.float32)
     acc_v = tl.zeros((TILE, DV), tl.float32)
     for first in range(0, count, BLOCK):
-        index = first + tl.arange(0, BLOCK)
-        there = index < count
-        region_of = tl.load(owners + index // tokens, mask=there, other=0)
-        at = _position(region_of, index % tokens, counts, cell)
+        region_of, token_of, there = _members(first, count, tokens, owners, factors, BLOCK)
+        at = _position(region_of, token_of, counts, cell, factors)
         queries = load_rows(q_head, row_offsets(q, at), there, WIDTH, D, UPCAST)
         d_outs = load_rows(d_out_head, row_offsets(d_out, at), there, V_WIDTH, DV, UPCAST)
         row = _sums(image, head, heads, at, counts, cell)

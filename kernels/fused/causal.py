@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from . import _causal_gradient_kernels as gradients
 from . import _causal_kernels as kernels
-from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
+from ._launch import Case, Launch, block_width, dot_options, on_amd, out_dtype, with_strides
 
 # Tokens of a chunk and channels of values at a time: by the ahead-of-time gate, more would spill.
 _CHUNK, _VALUES = 32, 16
@@ -185,8 +185,10 @@ def _launch(
         "D": block_width(width),
         "C": _CHUNK,
     }
-    # AMD's warps, with float32 in their matrix units, are twice as wide.
-    return Launch(jitted, (batch * heads * (1 if y is None else chunks),), arguments, 4 if precision == "ieee" else 8)
+    # By the ahead-of-time gate, without spills.
+    warps = 4 if on_amd() or (jitted is gradients.pair_kernel and width <= 16) else 8
+    stages = 1 if jitted is kernels.state_kernel else 2
+    return Launch(jitted, (batch * heads * (1 if y is None else chunks),), arguments, warps, stages)
 
 
 def _case(dtype: torch.dtype, width: int) -> list[Launch]:

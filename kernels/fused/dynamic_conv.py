@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import _dynamic_conv_kernels as kernels
-from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
+from ._launch import Case, Launch, block_width, dot_options, factors_of, out_dtype, with_strides
 
 _TILE = 8
 
@@ -117,6 +117,7 @@ def _launch(jitted: Any, problem: tuple, **maps: torch.Tensor) -> Launch:
     batch, *size, heads, width = maps["d_out" if "d_out" in maps else "x"].shape
     dtype = maps["d_out" if "d_out" in maps else "x"].dtype
     tiles = tuple(-(-n // _TILE) for n in size)
+    programs = batch * heads * math.prod(tiles)
     arguments = {
         **{name: with_strides(each) for name, each in maps.items()},
         "bias": None if bias is None else bias.contiguous(),
@@ -124,17 +125,28 @@ def _launch(jitted: Any, problem: tuple, **maps: torch.Tensor) -> Launch:
         "heads": heads,
         "size": tuple(size),
         "tiles": tiles,
+        "factors": factors_of((heads, *tiles), programs),
         "KERNEL": tuple(kernel),
         "SOFTMAX": softmax,
         "WIDTH": width,
         "D": block_width(width),
         "TILE": _TILE,
-        "BLOCK": 32 if width <= 64 and dtype != torch.float32 else 16,
+        "BLOCK": _block(kernel, size, width, dtype, jitted),
         **dot_options(dtype),
     }
     # By the ahead-of-time gate: with what three products of TF32 take, a second stage would spill.
-    warps, stages = (8, 1) if dtype == torch.float32 else (4, 2)
-    return Launch(jitted, (batch * heads * math.prod(tiles),), arguments, warps, stages)
+    warps, stages = 4, 2
+    if dtype == torch.float32:
+        warps, stages = 4 if width <= 16 and jitted is kernels.weight_gradient_kernel else 8, 1
+    return Launch(jitted, (programs,), arguments, warps, stages)
+
+
+def _block(kernel: list[int], size: list[int], width: int, dtype: torch.dtype, jitted: Any) -> tuple[int, int]:
+    """Rows and columns of a block of keys."""
+    most = 32 if jitted is kernels.value_gradient_kernel else 64
+    keys = 32 if width <= most and dtype != torch.float32 else 16
+    columns = 8 if min(_TILE + kernel[1] - 1, size[1]) <= 8 else 16
+    return keys // columns, columns
 
 
 def _case(kernel: int) -> Callable[[torch.dtype, int], list[Launch]]:

@@ -5,7 +5,8 @@ of a, ``incoming_sum`` of b, ``source_sum`` of a / incoming, ``sink_sum`` of b /
 b^T p v with p the competition; then the result, a @ state * sigmoid(sink) / incoming. Backward, what one pass over the
 queries gives of the gradients of these sums, what one over the keys does, and the rest of ``incoming_sum``'s; then the
 gradients of the tokens. Every sum is split along the tokens, so that few heads of many tokens still fill a GPU; no
-atomics. Definition and source: :mod:`..flow`.
+atomics. All is computed in float32; how tensors of 16 bits are multiplied is said in :mod:`._products`. Definition and
+source: :mod:`..flow`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from typing import Any
 import torch
 
 from . import _flow_kernels as kernels
-from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
-
-# Two programs for each multiprocessor of the largest devices.
-_PROGRAMS = 264
+from ._launch import Case, Launch, block_width, on_amd, out_dtype, parts_of_tokens, product_options, with_strides
 
 
 def fused_flow(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float, outer_eps: float) -> torch.Tensor:
@@ -118,11 +116,12 @@ def _sum(
     total: torch.Tensor | None = None,
     d_sum: torch.Tensor | None = None,
 ) -> tuple[Launch, torch.Tensor]:
-    block, parts, part_tokens = _split(x, 64 if x.shape[-1] <= 64 else 32)
+    block, warps = (32, 1) if x.shape[-1] <= 32 else (32, 2)
+    parts, part_tokens = parts_of_tokens(x, block, warps)
     sums = x.new_empty((x.shape[0], x.shape[2], parts, x.shape[-1]), dtype=torch.float32)
     arguments = {"x": with_strides(x), "total": total, "d_sum": d_sum, "sums": sums, "part_tokens": part_tokens}
     arguments |= {"eps": constants["eps"], "constant": constants["constant"], **_sizes(x, parts, block)}
-    return Launch(kernels.sum_kernel, (sums.shape[:3].numel(),), arguments), sums
+    return Launch(kernels.sum_kernel, (sums.shape[:3].numel(),), arguments, warps), sums
 
 
 def _reduce(
@@ -133,18 +132,16 @@ def _reduce(
     source_sum: torch.Tensor | None = None,
 ) -> tuple[Launch, torch.Tensor, torch.Tensor]:
     """The launch, the states ``[B, heads, parts, D, Dv]`` that it stores, and the sums of weights."""
-    # By the ahead-of-time gate, as for the values of a chunk below: more would spill.
-    tokens = 32 if max(x.shape[-1], y.shape[-1]) <= 32 else 16
-    stages = 1 if tokens == 32 and weights is None else 2
-    block, parts, part_tokens = _split(x, tokens)
+    block, columns, warps = _reduce_tiles(x, y)
+    blocks = -(-y.shape[-1] // columns)
+    parts, part_tokens = parts_of_tokens(x, block, warps * blocks)
     shape = (x.shape[0], x.shape[2], parts)
     states = x.new_empty((*shape, x.shape[-1], y.shape[-1]), dtype=torch.float32)
     norms = x.new_empty(shape, dtype=torch.float32)
     arguments = {"x": with_strides(x), "y": with_strides(y), "weights": weights, "source_sum": source_sum}
-    arguments |= {"states": states, "norms": norms, "part_tokens": part_tokens, "DV": block_width(y.shape[-1])}
+    arguments |= {"states": states, "norms": norms, "part_tokens": part_tokens, "BLOCK_VALUE": columns}
     arguments |= {"eps": constants["eps"], "constant": constants["constant"], **_sizes(x, parts, block, y)}
-    del arguments["VALUES"]
-    return Launch(kernels.reduce_kernel, (norms.numel(),), arguments, _warps(x, y), stages), states, norms
+    return Launch(kernels.reduce_kernel, (norms.numel(), blocks), arguments, warps), states, norms
 
 
 def _out(
@@ -155,7 +152,7 @@ def _out(
     constants: dict[str, float],
 ) -> Launch:
     arguments = {"q": with_strides(q), "incoming_sum": sums[1], "sink_sum": sums[3], "state": state}
-    return _by_blocks(kernels.out_kernel, q, out, {**arguments, "out": with_strides(out), **constants})
+    return _by_parts(kernels.out_kernel, q, out, {**arguments, "out": with_strides(out), **constants})
 
 
 def _query_sums(
@@ -168,7 +165,7 @@ def _query_sums(
 ) -> tuple[Launch, torch.Tensor]:
     """The launch and the parts ``[B, heads, parts, 2, D]`` of the gradients of the sums of incoming and of sink."""
     arguments = {"q": with_strides(q), "d_out": with_strides(d_out), "incoming_sum": sums[1], "sink_sum": sums[3]}
-    return _by_parts(kernels.query_sums_kernel, q, d_out, {**arguments, "state": state, "gates": gates, **constants})
+    return _with_sums(kernels.query_sums_kernel, q, d_out, {**arguments, "state": state, "gates": gates, **constants})
 
 
 def _key_sums(
@@ -181,7 +178,7 @@ def _key_sums(
     """The launch and the parts ``[B, heads, parts, 2, D]`` of the gradients of the sums of source and of outgoing."""
     arguments = {"k": with_strides(k), "v": with_strides(v), "outgoing_sum": sums[0], "source_sum": sums[2]}
     arguments |= {**gradients, "eps": constants["eps"], "constant": constants["constant"]}
-    return _by_parts(kernels.key_sums_kernel, k, v, arguments)
+    return _with_sums(kernels.key_sums_kernel, k, v, arguments)
 
 
 def _query_gradient(
@@ -194,7 +191,7 @@ def _query_gradient(
 ) -> Launch:
     arguments = {"q": with_strides(q), "d_out": with_strides(d_out), "d_q": with_strides(d_q)}
     arguments |= {"incoming_sum": sums[1], "sink_sum": sums[3], **gradients, **constants}
-    return _by_blocks(kernels.query_gradient_kernel, q, d_out, arguments)
+    return _by_parts(kernels.query_gradient_kernel, q, d_out, arguments)
 
 
 def _key_gradient(
@@ -209,44 +206,53 @@ def _key_gradient(
     arguments = {"k": with_strides(k), "v": with_strides(v), "d_k": with_strides(d_k), "d_v": with_strides(d_v)}
     arguments |= {"outgoing_sum": sums[0], "source_sum": sums[2], **gradients}
     arguments |= {"eps": constants["eps"], "constant": constants["constant"]}
-    return _by_blocks(kernels.key_gradient_kernel, k, v, arguments)
+    return _by_parts(kernels.key_gradient_kernel, k, v, arguments)
 
 
-def _split(x: torch.Tensor, block: int) -> tuple[int, int, int]:
-    """(tokens of a block, parts of the tokens, tokens of a part), for as many programs as fill a GPU."""
-    tokens = x.shape[1]
-    parts = min(max(1, _PROGRAMS // max(1, x.shape[0] * x.shape[2])), -(-tokens // block))
-    part_tokens = -(-tokens // (parts * block)) * block
-    return block, -(-tokens // part_tokens), part_tokens
+def _by_parts(jitted: Any, x: torch.Tensor, y: torch.Tensor, arguments: dict[str, Any]) -> Launch:
+    """Programs that each own a part of the tokens of a head."""
+    block, values, warps = _tiles(x, y, jitted)
+    parts, part_tokens = parts_of_tokens(x, block, warps)
+    arguments = {**arguments, "part_tokens": part_tokens, "VALUES": values, **_sizes(x, parts, block, y)}
+    return Launch(jitted, (x.shape[0] * x.shape[2] * parts,), arguments, warps)
 
 
-def _by_parts(jitted: Any, x: torch.Tensor, y: torch.Tensor, arguments: dict[str, Any]) -> tuple[Launch, torch.Tensor]:
-    block, parts, part_tokens = _split(x, 64)
-    sums = x.new_empty((x.shape[0], x.shape[2], parts, 2, x.shape[-1]), dtype=torch.float32)
-    arguments = {**arguments, "sums": sums, "part_tokens": part_tokens, **_sizes(x, parts, block, y)}
-    return Launch(jitted, (sums.shape[:3].numel(),), arguments, _warps(x, y)), sums
+def _with_sums(jitted: Any, x: torch.Tensor, y: torch.Tensor, arguments: dict[str, Any]) -> tuple[Launch, torch.Tensor]:
+    """Such programs that store two sums of their part each, and these ``[B, heads, parts, 2, D]``."""
+    block, _, warps = _tiles(x, y, jitted)
+    shape = (x.shape[0], x.shape[2], parts_of_tokens(x, block, warps)[0], 2, x.shape[-1])
+    sums = x.new_empty(shape, dtype=torch.float32)
+    return _by_parts(jitted, x, y, {**arguments, "sums": sums}), sums
 
 
-def _by_blocks(jitted: Any, x: torch.Tensor, y: torch.Tensor, arguments: dict[str, Any]) -> Launch:
-    """A program for each block of tokens of each head."""
-    blocks = -(-x.shape[1] // 64)
-    grid = (x.shape[0] * x.shape[2] * blocks,)
-    return Launch(jitted, grid, {**arguments, **_sizes(x, blocks, 64, y)}, _warps(x, y))
+# By the ahead-of-time gate, without spills.
+def _tiles(x: torch.Tensor, y: torch.Tensor, jitted: Any) -> tuple[int, int, int]:
+    """(tokens of a block, values of a chunk, warps) of products with a state."""
+    width, value_width = x.shape[-1], y.shape[-1]
+    if x.dtype == torch.float32:
+        # Three products of TF32 keep their operands in registers: few channels of values at a time.
+        return 64, 32 if width <= 32 else 16, 4 if max(width, value_width) <= 32 else 8
+    if width > 64 or (width > 32 and on_amd()):
+        few = jitted is kernels.query_sums_kernel and x.dtype == torch.bfloat16
+        return 16, min(block_width(value_width), 16 if few else 32), 4
+    if width > 32:
+        return 32, min(block_width(value_width), 64), 4
+    return 16, min(block_width(value_width), 32), 1
 
 
-def _warps(x: torch.Tensor, y: torch.Tensor) -> int:
-    return 4 if max(x.shape[-1], y.shape[-1]) <= 32 else 8
+def _reduce_tiles(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int, int]:
+    """(tokens of a block, values of a program, warps) where a state is summed."""
+    width, columns = x.shape[-1], block_width(y.shape[-1])
+    if x.dtype == torch.float32:
+        return 16, min(columns, 32 if width <= 32 else 16), 4 if width <= 32 else 8
+    return 16, min(columns, 32), 1 if width <= 32 else 2 if width <= 64 else 4
 
 
 def _sizes(x: torch.Tensor, parts: int, block: int, y: torch.Tensor | None = None) -> dict[str, Any]:
     """What every kernel takes; with values ``y``, what those with products do."""
     sizes = {"heads": x.shape[2], "parts": parts, "tokens": x.shape[1], "WIDTH": x.shape[-1]}
     sizes |= {"D": block_width(x.shape[-1]), "BLOCK": block}
-    if y is not None:
-        # Three products of TF32 keep their operands in registers: few channels of values at a time.
-        sizes |= {"VALUE_WIDTH": y.shape[-1], "VALUES": 32 if x.shape[-1] <= 32 else 16}
-        sizes["PRECISION"] = dot_options(torch.float32)["PRECISION"]
-    return sizes
+    return sizes if y is None else {**sizes, "VALUE_WIDTH": y.shape[-1], **product_options(x.dtype)}
 
 
 def _case(dtype: torch.dtype, width: int) -> list[Launch]:

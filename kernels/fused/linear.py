@@ -4,7 +4,8 @@ Two passes each way: one sums keys times values into a state of D x Dv, split al
 tokens still fill a GPU; one applies it to the queries. Features, rotation and normaliser stay on the chip, and packed
 projections are read where they lie. The backward is the same two passes with the roles exchanged: gradients of the
 queries with the weights that the state's gradient needs, that sum, then the gradients of keys and values. No atomics.
-Definition and sources: :mod:`..linear`.
+All is computed in float32; how tensors of 16 bits are multiplied is said in :mod:`._products`. Definition and sources:
+:mod:`..linear`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,9 @@ from typing import Any
 
 import torch
 
+from . import _linear_gradient_kernels as gradient_kernels
 from . import _linear_kernels as kernels
-from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
-
-# Two programs for each multiprocessor of the largest devices.
-_PROGRAMS = 264
+from ._launch import Case, Launch, block_width, out_dtype, parts_of_tokens, product_options, with_strides
 
 
 def fused_linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:
@@ -126,23 +125,28 @@ def _reduction(
     problem: tuple, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None
 ) -> tuple[Launch, torch.Tensor]:
     """The launch that stores the state ``[B, heads, parts, D + 2, W]`` of each part of the tokens."""
-    batch, tokens, heads = x.shape[:3]
-    block, warps, stages = _reduce_tiles(x, y, weights is not None)
-    parts = max(1, _PROGRAMS // max(1, batch * heads))
-    part_tokens = -(-tokens // min(parts, -(-tokens // block)))
-    part_tokens = -(-part_tokens // block) * block
-    parts = -(-tokens // part_tokens)
+    half, columns, block, warps = _reduce_tiles(x, y, problem[2])
+    blocks = -(-x.shape[-1] // (2 * half)) * -(-y.shape[-1] // columns)
+    parts, part_tokens = parts_of_tokens(x, block, warps * blocks)
     shape = _state_shape(x, y)
-    partial = x.new_zeros((*shape[:2], parts, *shape[2:]), dtype=torch.float32)
+    # The kernel writes all of it but the padding.
+    new = x.new_empty if x.shape[-1] == y.shape[-1] == shape[3] else x.new_zeros
+    partial = new((*shape[:2], parts, *shape[2:]), dtype=torch.float32)
     arguments = {"x": with_strides(x), "y": with_strides(y), "weights": weights, "state": partial}
-    arguments |= {"part_tokens": part_tokens, "BLOCK": block, "BLOCK_VALUE": block_width(y.shape[-1])}
-    arguments |= _common(problem, x, y, parts, weights is not None)
-    return Launch(kernels.reduce_kernel, (batch * heads * parts,), arguments, warps, stages), partial
+    arguments |= {**_common(problem, x, y, parts), "part_tokens": part_tokens}
+    arguments |= {"BLOCK": block, "BLOCK_HALF": half, "BLOCK_VALUE": columns}
+    grid = (x.shape[0] * x.shape[2] * parts, blocks)
+    return Launch(kernels.reduce_kernel, grid, arguments, warps, _stages(problem)), partial
+
+
+def _stages(problem: tuple) -> int:
+    """What MALA's tables take on their way through shared memory is more than the waiting that it saves."""
+    return 1 if problem[2] else 2
 
 
 def _apply(problem: tuple, q: torch.Tensor, state: torch.Tensor, out: torch.Tensor, scale: float, eps: float) -> Launch:
     arguments = {"q": with_strides(q), "state": state, "out": with_strides(out), "scale": scale, "eps": eps}
-    return _by_blocks(kernels.apply_kernel, problem, q, out, arguments)
+    return _by_parts(kernels.apply_kernel, problem, q, out, arguments)
 
 
 def _query_gradient(
@@ -157,7 +161,7 @@ def _query_gradient(
 ) -> Launch:
     arguments = {"q": with_strides(q), "d_out": with_strides(d_out), "state": state, "d_q": with_strides(d_q)}
     arguments |= {"weights": weights, "scale": scale, "eps": eps}
-    return _by_blocks(kernels.query_gradient_kernel, problem, q, d_out, arguments, True)
+    return _by_parts(gradient_kernels.query_gradient_kernel, problem, q, d_out, arguments)
 
 
 def _key_gradient(
@@ -165,28 +169,22 @@ def _key_gradient(
 ) -> Launch:
     arguments = {"k": with_strides(k), "v": with_strides(v), "state": state}
     arguments |= {"d_k": with_strides(d_k), "d_v": with_strides(d_v)}
-    return _by_blocks(kernels.key_gradient_kernel, problem, k, v, arguments, True)
+    return _by_parts(gradient_kernels.key_gradient_kernel, problem, k, v, arguments)
 
 
-def _by_blocks(
-    jitted: Any, problem: tuple, x: torch.Tensor, y: torch.Tensor, arguments: dict[str, Any], backward: bool = False
-) -> Launch:
-    """A program for each block of tokens of each head."""
-    block, chunk, warps = _block_tiles(x)
-    blocks = -(-x.shape[1] // block)
-    arguments = {**arguments, "BLOCK": block, "CHUNK": chunk, **_common(problem, x, y, blocks, backward)}
-    return Launch(jitted, (x.shape[0] * x.shape[2] * blocks,), arguments, warps)
+def _by_parts(jitted: Any, problem: tuple, x: torch.Tensor, y: torch.Tensor, arguments: dict[str, Any]) -> Launch:
+    """Programs that each own a part of the tokens of a head."""
+    block, chunk, warps = _part_tiles(x, problem[2], jitted)
+    parts, part_tokens = parts_of_tokens(x, block, warps)
+    arguments = {**arguments, "part_tokens": part_tokens, "BLOCK": block, "CHUNK": chunk}
+    arguments |= _common(problem, x, y, parts)
+    return Launch(jitted, (x.shape[0] * x.shape[2] * parts,), arguments, warps, _stages(problem))
 
 
-def _common(problem: tuple, x: torch.Tensor, y: torch.Tensor, parts: int, backward: bool) -> dict[str, Any]:
+def _common(problem: tuple, x: torch.Tensor, y: torch.Tensor, parts: int) -> dict[str, Any]:
     cos, sin, magnitude = problem
     width, value_width = x.shape[-1], y.shape[-1]
     half = -(-width // 2)
-    # Given features in bfloat16 lose nothing to TF32 next to the rounding of the result. float16 would, and so would
-    # the differences of nearly equal terms in the backward and in MALA.
-    precision = dot_options(torch.float32)["PRECISION"]
-    if precision == "tf32x3" and x.dtype == torch.bfloat16 and not magnitude and not backward:
-        precision = "tf32"
     return {
         "cos": cos,
         "sin": sin,
@@ -199,25 +197,38 @@ def _common(problem: tuple, x: torch.Tensor, y: torch.Tensor, parts: int, backwa
         "VALUE_WIDTH": value_width,
         "STRIDE": _state_shape(x, y)[-1],
         "BLOCK_HALF": block_width(half),
-        "PRECISION": precision,
+        **product_options(x.dtype),
     }
 
 
-# By the ahead-of-time gate, without spills: three products of TF32 keep their operands in registers.
-def _reduce_tiles(x: torch.Tensor, y: torch.Tensor, weighted: bool) -> tuple[int, int, int]:
-    """(tokens of a block, warps, stages) where a state is summed."""
-    widest = max(x.shape[-1], y.shape[-1])
-    if widest > 32:
-        return 16, 8, 2
-    return 32 if widest > 16 else 16, 4, 1 if weighted else 2
+# By the ahead-of-time gate, without spills.
+def _reduce_tiles(x: torch.Tensor, y: torch.Tensor, magnitude: bool) -> tuple[int, int, int, int]:
+    """(channels of each half, values, tokens of a block, warps) where a state is summed.
+
+    Few channels, so that no warp computes the features of another's.
+    """
+    values = block_width(y.shape[-1])
+    if x.dtype == torch.float32:
+        return 16, min(values, 32), 16, 4 if values > 16 or magnitude else 1
+    if x.dtype == torch.bfloat16:
+        return 16, min(values, 64), 16, 1
+    return 16, min(values, 32), 16 if values > 16 else 32, 1
 
 
-def _block_tiles(x: torch.Tensor) -> tuple[int, int, int]:
+def _part_tiles(x: torch.Tensor, magnitude: bool, jitted: Any) -> tuple[int, int, int]:
     """(tokens of a block, values of a chunk, warps) where a state is applied."""
-    if x.shape[-1] > 64:
-        # AMD's warps, with float32 in their matrix units, are twice as wide.
-        return 32, 16, 4 if dot_options(torch.float32)["PRECISION"] == "ieee" else 8
-    return (64, 16, 8) if x.shape[-1] > 32 else (64, 32, 4)
+    width = x.shape[-1]
+    if x.dtype == torch.float32:
+        # Three products of TF32 keep their operands in registers.
+        return (64, 32, 4) if width <= 32 else (16, 32, 4) if magnitude else (64, 16, 8)
+    if width > 32:
+        if width > 64:
+            few = magnitude and x.dtype == torch.bfloat16 and jitted is gradient_kernels.query_gradient_kernel
+            return 16, 16 if few else 32, 4
+        if magnitude and x.dtype == torch.float16:
+            return 16, 16, 4
+        return 64 if x.dtype == torch.bfloat16 else 32, 64, 4
+    return 16, 32, 1
 
 
 def _case(magnitude: bool) -> Any:

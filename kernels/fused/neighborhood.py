@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import _neighborhood_kernels as kernels
-from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
+from ._launch import Case, Launch, block_width, dot_options, factors_of, out_dtype, with_strides
 
 _SLOTS = 8
 
@@ -159,6 +159,7 @@ def _launch(
     tile, block, warps = _tiles(kernel, max(width, v.shape[-1]), q.dtype, jitted)
     members = [-(-n // step) for n, step in zip(size, dilation, strict=True)]
     tiles = tuple(-(-n // each) for n, each in zip(members, tile, strict=True))
+    programs = (batch if slots is None else slots) * heads * math.prod(tiles) * math.prod(dilation)
     arguments = {
         **{name: with_strides(x) for name, x in tokens.items()},
         **others,
@@ -167,6 +168,7 @@ def _launch(
         "heads": heads,
         "size": tuple(size),
         "tiles": tiles,
+        "factors": factors_of((heads, *tiles), programs),
         "KERNEL": tuple(kernel),
         "DILATION": tuple(dilation),
         "TILE": tile,
@@ -182,7 +184,6 @@ def _launch(
         arguments |= {"batch": batch, "slots": slots}
         spans = (min(each + n - 1, longest) for each, n, longest in zip(tile, kernel, members, strict=True))
         blocks = math.prod(-(-span // each) for span, each in zip(spans, block, strict=True))
-    programs = (batch if slots is None else slots) * heads * math.prod(tiles) * math.prod(dilation)
     return Launch(jitted, (programs, blocks), arguments, warps)
 
 
@@ -191,15 +192,20 @@ def _tiles(
 ) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Members of a tile and of a block, and warps: those that the ahead-of-time gate compiles without spills."""
     pair = jitted is kernels.key_value_gradient_kernel
+    forward = jitted is kernels.forward_kernel
     queries, keys, warps = 64, 32, 4
     if dtype == torch.float32:
         # Three TF32 products a product: the parts of their operands take the registers.
         queries, keys = 32 if width > 32 or pair else 64, 16
-        warps = 8 if width > 32 and (kernel[0] == 1 or jitted is kernels.bias_gradient_kernel) else 4
+        bias = jitted is kernels.bias_gradient_kernel
+        if kernel[0] == 1:
+            warps = 8 if width > 32 or forward or bias else 4
+        else:
+            warps = 8 if width > 32 and not pair and not forward else 4
     elif width > 64:
-        queries, keys, warps = 32 if pair else 64, 16, 8
+        queries, keys, warps = 32 if pair or jitted is kernels.query_gradient_kernel else 64, 16, 8
     elif width > 32:
-        warps = 8 if jitted in (kernels.query_gradient_kernel, kernels.bias_gradient_kernel) else 4
+        queries, warps = 32 if pair else 64, 4 if pair or forward else 8
     if kernel[0] == 1:
         return (1, queries), (1, keys), warps
     return (queries // 8, 8), (keys // 16, 16), warps

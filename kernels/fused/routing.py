@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import _routing_kernels as kernels
-from ._launch import Case, Launch, block_width, dot_options, out_dtype, with_strides
+from ._launch import Case, Launch, block_width, dot_options, factors_of, out_dtype, with_strides
 
 
 def fused_routed_attention(
@@ -131,8 +131,11 @@ def _launch(jitted: Any, problem: tuple, tokens: dict[str, torch.Tensor], others
     (regions, topk, scale), (q, v) = problem, (tokens["q"], tokens["v"])
     batch, height, width, heads, channels = q.shape
     cell = (height // regions[0], width // regions[1])
-    tile, block, warps = _tiles(cell[0] * cell[1], max(channels, v.shape[-1]), q.dtype, jitted)
+    tile, block, warps, stages = _tiles(cell[0] * cell[1], max(channels, v.shape[-1]), q.dtype, jitted)
     slices = -(-cell[0] * cell[1] // tile)
+    programs = batch * regions[0] * regions[1] * slices * heads
+    # The kernels know them by their places.
+    divisors = (heads, slices, regions[0] * regions[1], regions[1], cell[1], cell[0] * cell[1])
     arguments = {
         **{name: with_strides(x) for name, x in tokens.items()},
         **others,
@@ -142,6 +145,7 @@ def _launch(jitted: Any, problem: tuple, tokens: dict[str, torch.Tensor], others
         "topk": topk,
         "counts": tuple(regions),
         "cell": cell,
+        "factors": factors_of(divisors, max(programs, regions[0] * regions[1] * topk * cell[0] * cell[1])),
         "TILE": tile,
         "BLOCK": block,
         "WIDTH": channels,
@@ -150,19 +154,23 @@ def _launch(jitted: Any, problem: tuple, tokens: dict[str, torch.Tensor], others
         "DV": block_width(v.shape[-1]),
         **dot_options(q.dtype),
     }
-    return Launch(jitted, (batch * regions[0] * regions[1] * slices * heads,), arguments, warps)
+    return Launch(jitted, (programs,), arguments, warps, stages)
 
 
-def _tiles(tokens: int, width: int, dtype: torch.dtype, jitted: Any) -> tuple[int, int, int]:
-    """Tokens of a tile and of a block, and warps: those that the ahead-of-time gate compiles without spills."""
+def _tiles(tokens: int, width: int, dtype: torch.dtype, jitted: Any) -> tuple[int, int, int, int]:
+    """Tokens of a tile and of a block, warps and stages: those that the ahead-of-time gate compiles without spills."""
     if dtype == torch.float32:
         # Three TF32 products a product: the parts of their operands take the registers.
-        tile, block = min(32, block_width(tokens)), 16
-    else:
-        most = 32 if width > 64 and jitted is kernels.key_value_gradient_kernel else 64
-        tile = min(most, block_width(tokens))
-        block = 64 if width <= 32 or (width <= 64 and tile <= 16) else 32
-    return tile, block, 8 if width > 32 and tile > 16 else 4
+        tile = min(32, block_width(tokens))
+        return tile, 16, 8 if width > 32 and tile > 16 else 4, 2
+    pair = jitted is kernels.key_value_gradient_kernel
+    tile = min(32 if width > 64 and pair else 64, block_width(tokens))
+    if tile <= 16 and width <= 64:
+        # More warps would have to exchange each query's sums.
+        return (tile, 32, 1, 2) if width <= 32 else (tile, 64, 2, 2)
+    if width <= 32:
+        return tile, 64, 4, 3 if pair else 2
+    return tile, 32, 8 if tile > 16 else 4, 2
 
 
 def _case(size: int, regions: int, topk: int) -> Callable[..., list[Launch]]:

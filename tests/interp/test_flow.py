@@ -7,6 +7,7 @@ import torch
 from interp import cases
 
 from attnzoo.kernels import explain, flow_attention, use_backend
+from attnzoo.kernels.fused import _launch
 from attnzoo.kernels.fused import flow as fused
 
 
@@ -26,10 +27,20 @@ def test_sizes(queries, keys, dtype):
     cases.check(bind(), draw(queries, keys, dtype=dtype))
 
 
-@pytest.mark.parametrize(("width", "v_width"), [(1, 16), (20, 7), (33, 64)])
-def test_odd_head_widths(width, v_width):
+@pytest.mark.parametrize(
+    ("width", "v_width", "dtype"),
+    [
+        (1, 16, torch.float32),
+        (20, 7, torch.float32),
+        (33, 64, torch.float32),
+        (40, 70, torch.float16),  # several blocks of values
+        (72, 33, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_odd_head_widths(width, v_width, dtype):
     torch.manual_seed(1)
-    cases.check(bind(), draw(19, 23, width=width, v_width=v_width))
+    cases.check(bind(), draw(19, 23, width=width, v_width=v_width, dtype=dtype))
 
 
 @pytest.mark.parametrize("constants", [{"eps": 0.3}, {"eps": 0.0, "outer_eps": 0.2}], ids=str)
@@ -45,10 +56,10 @@ def test_sources_beyond_their_bounds():
     cases.check(bind(), [q, k, v])
 
 
-@pytest.mark.parametrize("programs", [1, 264])
-def test_any_number_of_parts(programs, monkeypatch):
+@pytest.mark.parametrize("warps", [1, 264])
+def test_any_number_of_parts(warps, monkeypatch):
     torch.manual_seed(4)
-    monkeypatch.setattr(fused, "_PROGRAMS", programs)
+    monkeypatch.setattr(_launch, "WARPS", warps)
     cases.check(bind(), draw(200, 150))
 
 

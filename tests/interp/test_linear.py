@@ -7,6 +7,7 @@ import torch
 from interp import cases
 
 from attnzoo.kernels import explain, linear_attention, magnitude_aware_linear_attention, use_backend
+from attnzoo.kernels.fused import _launch
 from attnzoo.kernels.fused import linear as fused
 
 OPS = {"linear": linear_attention, "mala": magnitude_aware_linear_attention}
@@ -37,11 +38,18 @@ def test_sizes(op, space, dtype):
 
 
 @BOTH
-@pytest.mark.parametrize(("width", "v_width"), [(3, 16), (7, 20), (72, 33)])
-def test_odd_head_widths(op, width, v_width):
+@pytest.mark.parametrize(
+    ("width", "v_width", "dtype"),
+    [
+        (3, 16, torch.float32),
+        (7, 20, torch.float32),
+        (40, 70, torch.float16),  # several blocks of the state each way
+        (72, 33, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_odd_head_widths(op, width, v_width, dtype):
     torch.manual_seed(1)
-    # The kernels take wider heads in 16 bits only.
-    dtype = torch.bfloat16 if width > 64 else torch.float32
     q, k = (cases.draw(1, 70, 1, width, dtype=dtype) for _ in range(2))
     cases.check(bind(op), [q, k, cases.draw(1, 70, 1, v_width, dtype=dtype)])
 
@@ -63,10 +71,10 @@ def test_layouts_of_the_inputs(op, layout):
 
 
 @BOTH
-@pytest.mark.parametrize("programs", [1, 264])
-def test_any_number_of_parts(op, programs, monkeypatch):
+@pytest.mark.parametrize("warps", [1, 264])
+def test_any_number_of_parts(op, warps, monkeypatch):
     torch.manual_seed(4)
-    monkeypatch.setattr(fused, "_PROGRAMS", programs)
+    monkeypatch.setattr(_launch, "WARPS", warps)
     cases.check(bind(op), cases.draw_packed(1, (300,), 1, 8, torch.float32))
 
 
