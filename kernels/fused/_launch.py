@@ -93,7 +93,8 @@ def product_options(dtype: torch.dtype) -> dict[str, Any]:
     """
     if dtype == torch.float32:
         return {"PRECISION": FLOAT32_PRECISION, "GIVEN": False, "UPCAST": False}
-    return {"PRECISION": "bf16", "GIVEN": dtype == torch.bfloat16, "UPCAST": interpreted()}
+    given = dtype == torch.bfloat16
+    return {"PRECISION": "bf16" if given else "bf16_rounded", "GIVEN": given, "UPCAST": interpreted()}
 
 
 def block_width(channels: int) -> int:

@@ -245,7 +245,7 @@ def _reduce_tiles(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int, int]:
     width, columns = x.shape[-1], block_width(y.shape[-1])
     if x.dtype == torch.float32:
         return 16, min(columns, 32 if width <= 32 else 16), 4 if width <= 32 else 8
-    return 16, min(columns, 32), 1 if width <= 32 else 2 if width <= 64 else 4
+    return 16, min(columns, 32), 1 if width <= 32 else 2 if width <= 64 and x.dtype == torch.bfloat16 else 4
 
 
 def _sizes(x: torch.Tensor, parts: int, block: int, y: torch.Tensor | None = None) -> dict[str, Any]:

@@ -212,7 +212,9 @@ def _reduce_tiles(x: torch.Tensor, y: torch.Tensor, magnitude: bool) -> tuple[in
         return 16, min(values, 32), 16, 4 if values > 16 or magnitude else 1
     if x.dtype == torch.bfloat16:
         return 16, min(values, 64), 16, 1
-    return 16, min(values, 32), 16 if values > 16 else 32, 1
+    if magnitude or values <= 16:
+        return 16, 16, 32, 1
+    return 16, 32, 16, 1
 
 
 def _part_tiles(x: torch.Tensor, magnitude: bool, jitted: Any) -> tuple[int, int, int]:
@@ -221,13 +223,13 @@ def _part_tiles(x: torch.Tensor, magnitude: bool, jitted: Any) -> tuple[int, int
     if x.dtype == torch.float32:
         # Three products of TF32 keep their operands in registers.
         return (64, 32, 4) if width <= 32 else (16, 32, 4) if magnitude else (64, 16, 8)
+    gradient = jitted is gradient_kernels.query_gradient_kernel
+    if width > 64:
+        return 16, 16 if magnitude and gradient and x.dtype == torch.bfloat16 else 32, 4
+    if width > 32 and x.dtype == torch.bfloat16:
+        return 64, 64, 4
     if width > 32:
-        if width > 64:
-            few = magnitude and x.dtype == torch.bfloat16 and jitted is gradient_kernels.query_gradient_kernel
-            return 16, 16 if few else 32, 4
-        if magnitude and x.dtype == torch.float16:
-            return 16, 16, 4
-        return 64 if x.dtype == torch.bfloat16 else 32, 64, 4
+        return (16, 16, 4) if magnitude else (32, 32 if gradient else 64, 4)
     return 16, 32, 1
 
 

@@ -78,6 +78,13 @@ def test_any_number_of_parts(op, warps, monkeypatch):
     cases.check(bind(op), cases.draw_packed(1, (300,), 1, 8, torch.float32))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_terms_that_nearly_cancel(dtype):
+    torch.manual_seed(10)
+    q, k = (10 * cases.draw(1, 150, 1, 64, dtype=dtype) for _ in range(2))
+    cases.check(bind("mala"), [q, k, cases.draw(1, 150, 1, 64, dtype=dtype) + 4], None)
+
+
 def test_normaliser_below_its_bound():
     torch.manual_seed(5)
     cases.check(bind("linear", eps=180.0), cases.draw_packed(1, (19,), 2, 16, torch.float32))
