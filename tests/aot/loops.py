@@ -14,6 +14,8 @@ from collections import Counter
 import gate
 import triton
 
+from attnzoo.kernels.fused._launch import MAX_WIDTH
+
 _KINDS = {
     "matrix": ("HMMA", "HGMMA", "WGMMA", "UTCHMMA", "UTCQMMA"),
     "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSEL", "FSETP", "F2F", "FSET", "HADD", "HMUL", "HFMA"),
@@ -45,15 +47,23 @@ def read(sass: str) -> tuple[list[str], list[tuple[int, int]]]:
     return opcodes, loops
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="of kernels/fused/; default all")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="of the table; default all")
     parser.add_argument("--dtype", choices=list(gate.DTYPES), default="bf16")
     parser.add_argument("--width", type=int, default=32, help="channels of a head")
     parser.add_argument("--target", choices=[name for name in gate.TARGETS if name.startswith("sm")], default="sm_90")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    known = [case.name for case in gate.cases()]
+    if unknown := [name for name in args.cases if name not in known]:
+        parser.error(f"no case {unknown[0]!r}, only {', '.join(known)}")
+    most = MAX_WIDTH[gate.DTYPES[args.dtype]]
+    if not 1 <= args.width <= most:
+        parser.error(f"--width must be from 1 to {most} in {args.dtype}, got {args.width}")
     triton.runtime.driver.set_active(gate.StubDriver(args.target))
-    for case in gate.cases(args.modules):
+    for case in gate.cases():
+        if args.cases and case.name not in args.cases:
+            continue
         for launch in case.build(gate.DTYPES[args.dtype], args.width):
             compiled = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
             opcodes, loops = read(compiled.asm["sass"])
