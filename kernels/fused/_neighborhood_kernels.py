@@ -96,15 +96,16 @@ def _query_range(first, members, KERNEL: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def _columns(place_w, start_w, key_w, bias, KERNEL: tl.constexpr):
-    """What the columns of queries and keys say of a block's scores: what to add for the window, and the offset in a
-    head's table of biases without that of the rows. A loop over rows keeps both."""
+    """What the columns of queries and keys say of a block's scores: zero within the window, and the offset in a head's
+    table of biases without that of the rows. A loop over rows keeps both; numbers in registers, as a GPU has few
+    predicates."""
     slot = key_w[None, :] - start_w[:, None]
     inside = (slot >= 0) & (slot < KERNEL[1])
     offset = (KERNEL[0] - 1) * (2 * KERNEL[1] - 1) + KERNEL[1] - 1
     if bias is not None:
         # Beyond the window any place in the table will do.
         offset += tl.where(inside, key_w[None, :] - place_w[:, None], 0)
-    return tl.where(inside, 0.0, float("-inf")), offset
+    return tl.where(inside, 0.0, 1.0), offset
 
 
 @triton.jit
@@ -112,11 +113,11 @@ def _scores(q, k, place_h, start_h, key_h, columns, bias, scale, KERNEL: tl.cons
     """Scores ``[queries, keys]``, -inf outside the windows; ``bias`` is the head's table or None."""
     slot = key_h[None, :] - start_h[:, None]
     inside = (slot >= 0) & (slot < KERNEL[0])
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E) + columns[0]
-    if bias is None:
-        return tl.where(inside, scores, float("-inf"))
-    offset = columns[1] + (key_h[None, :] - place_h[:, None]) * (2 * KERNEL[1] - 1)
-    return scores + tl.load(bias + offset, mask=inside, other=float("-inf")).to(tl.float32) * _LOG2_E
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2_E)
+    if bias is not None:
+        offset = columns[1] + (key_h[None, :] - place_h[:, None]) * (2 * KERNEL[1] - 1)
+        scores += tl.load(bias + offset, mask=inside, other=0.0).to(tl.float32) * _LOG2_E
+    return tl.where(inside & (columns[0] == 0), scores, float("-inf"))
 
 
 @triton.jit
@@ -205,8 +206,8 @@ def query_gradient_kernel(
         for line in range(low_h, high_h, BLOCK[0]):
             key = _block((line, column), BLOCK)
             at, there = _position(key, group, DILATION), _within(key, members)
-            keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
             values = load_rows(v_head, row_offsets(v, at), there, V_WIDTH, DV, UPCAST)
+            keys = load_rows(k_head, row_offsets(k, at), there, WIDTH, D, UPCAST)
             scores = _scores(queries, keys, place[0], starts[0], key[0], columns, table, scale, KERNEL, PRECISION)
             acc, mean_key, exact = query_gradient_step(
                 acc, mean_key, exact, scores, log_sum, deltas, keys, values, d_outs, CORRECT, PRECISION

@@ -196,12 +196,11 @@ def _tiles(
     queries, keys, warps = 64, 32, 4
     if dtype == torch.float32:
         # Three TF32 products a product: the parts of their operands take the registers.
-        queries, keys = 32 if width > 32 or pair else 64, 16
-        bias = jitted is kernels.bias_gradient_kernel
+        wide, bias, keys = width > 32, jitted is kernels.bias_gradient_kernel, 16
         if kernel[0] == 1:
-            warps = 8 if width > 32 or forward or bias else 4
+            queries, warps = 32 if pair or (wide and bias) else 64, 8 if wide or forward or bias else 4
         else:
-            warps = 8 if width > 32 and not pair and not forward else 4
+            queries, warps = 32 if pair or (wide and not forward) else 64, 8 if wide and not pair else 4
     elif width > 64:
         queries, keys, warps = 32 if pair or jitted is kernels.query_gradient_kernel else 64, 16, 8
     elif width > 32:

@@ -89,6 +89,20 @@ def test_scores_of_a_hundred():
     cases.check(bind(3), [40 * q, k, v])
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_key_that_is_no_number_is_seen_by_its_windows_alone(value, with_bias):
+    torch.manual_seed(10)
+    q, k, v = (x.abs() for x in cases.draw_packed(1, (9, 10), 1, 16, torch.float32))
+    k[0, 4, 5] = value
+    tensors = [q, k, v, *([draw_bias(1, 3, 3)] if with_bias else [])]
+    seen = torch.zeros(9, 10, dtype=torch.bool, device=q.device)
+    seen[3:6, 4:7] = True
+    found = cases.outcome(bind(3), "triton", tensors, None)[0]
+    torch.testing.assert_close(found.isnan().all(-1)[0, :, :, 0], seen)
+    assert not found[0][~seen].isnan().any()
+
+
 @pytest.mark.parametrize("space", [(5,), (4, 5)], ids=str)
 def test_batch_of_none(space):
     q, k, v = cases.draw_packed(0, space, 2, 16, torch.float32)
