@@ -45,6 +45,33 @@ def test_sources_beyond_their_bounds():
     cases.check(bind(), [4 * q - 2, 6 * k - 4, v])
 
 
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_features_of_the_size_of_the_constants(dtype):
+    torch.manual_seed(9)
+    q, k, v = cases.draw_packed(1, (70,), 2, 16, dtype)
+    cases.check(bind(eps=1e-3), [3 * q - 6, 3 * k - 6, v])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_wide_values_in_parts(dtype):
+    torch.manual_seed(10)
+    q, k = (cases.draw(1, 37, 1, 40, dtype=dtype) for _ in range(2))
+    cases.check(bind(), [q, k, cases.draw(1, 37, 1, 64, dtype=dtype)])
+
+
+def test_a_gradient_that_nothing_was_saved_for():
+    torch.manual_seed(11)
+    q, k, v = cases.draw_packed(1, (40,), 1, 16, torch.float32)
+    outcomes = []
+    for saves in (True, False):
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out, _, sums, states = _forward(*leaves, 1e-6, 0.0, saves)
+        assert bool(sums.numel()) is bool(states.numel()) is saves
+        outcomes.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 def test_no_token_sees_a_later_one():
     torch.manual_seed(4)
     tensors = cases.draw_packed(1, (70,), 1, 16, torch.float32)
@@ -78,9 +105,10 @@ def test_batch_of_none():
 def test_custom_ops():
     torch.manual_seed(7)
     inputs = [x.detach().requires_grad_() for x in cases.draw_packed(1, (6,), 1, 16, torch.float32)]
-    torch.library.opcheck(_forward, (*inputs, 1e-6, 0.1))
+    for saves in (True, False):
+        torch.library.opcheck(_forward, (*inputs, 1e-6, 0.1, saves))
     inputs = [x.detach() for x in inputs]
-    out, *saved = _forward(*inputs, 1e-6, 0.1)
+    out, *saved = _forward(*inputs, 1e-6, 0.1, True)
     torch.library.opcheck(_backward, (out, *inputs, *saved, 1e-6))
 
 
