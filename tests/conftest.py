@@ -25,6 +25,12 @@ sys.modules.setdefault(Path(attnzoo.__file__).parent.name, attnzoo)
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """A test draws the same numbers in every run, in whatever order and process."""
+    torch.manual_seed(0)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-results", metavar="FILE", help="write the relative error of every model's logits here")
     parser.addoption("--faults-results", metavar="FILE", help="write which faults of tests/faults are survived here")
