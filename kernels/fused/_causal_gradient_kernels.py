@@ -86,7 +86,7 @@ def gate_kernel(q, k, v, d_out, rows, states, d_rows, heads, tokens, chunks,
 
 
 @triton.jit
-def scan_gradient_kernel(q, k, rows, d_shares, d_rows, d_sums, heads, tokens, chunks, eps, STEP: tl.constexpr,
+def scan_gradient_kernel(q, k, rows, d_rows, d_sums, heads, tokens, chunks, eps, STEP: tl.constexpr,
                          WIDTH: tl.constexpr, D: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
                          UPCAST: tl.constexpr):  # fmt: skip
     """The gradients of the rows of all tokens of a head, from the last step to the first, and the sums after each
@@ -111,8 +111,7 @@ def scan_gradient_kernel(q, k, rows, d_shares, d_rows, d_sums, heads, tokens, ch
         source = load_row(rows, item, 2, token, tokens, mask)
         norm = load_row(rows, item, 3, token, tokens, mask, 1.0)
         share, gate = load_row(rows, item, 4, token, tokens, mask), load_row(rows, item, 5, token, tokens, mask)
-        along = load_row(d_rows, item, 0, token, tokens, mask)
-        d_share = tl.load(d_shares + item * tokens + token, mask=mask, other=0.0)
+        along, d_share = load_row(d_rows, item, 0, token, tokens, mask), load_row(d_rows, item, 1, token, tokens, mask)
         d_sink = along * gate * (1 - gate * incoming) / count
         lost = d_share * share / norm
         d_source = share * (d_share - norm / count * (shared + tl.cumsum(lost, 0, reverse=True))) / count
@@ -134,6 +133,17 @@ def scan_gradient_kernel(q, k, rows, d_shares, d_rows, d_sums, heads, tokens, ch
         totals += eps * tl.sum(of_keys + of_queries, 1)[:, None]
         totals = product(in_parts(of_keys, PRECISION, UPCAST), b, totals, False, False, PRECISION)
         totals = product(in_parts(of_queries, PRECISION, UPCAST), a, totals, False, False, PRECISION)
+
+
+@triton.jit
+def _load_flows(rows, d_rows, item, token, tokens, mask, count):
+    """count / incoming, count / outgoing and the gradients of source, sink, incoming and outgoing."""
+    from_queries = count / load_row(rows, item, 0, token, tokens, mask, 1.0)
+    from_keys = count / load_row(rows, item, 1, token, tokens, mask, 1.0)
+    d_source, d_sink = load_row(d_rows, item, 2, token, tokens, mask), load_row(d_rows, item, 3, token, tokens, mask)
+    d_incoming = load_row(d_rows, item, 4, token, tokens, mask)
+    d_outgoing = load_row(d_rows, item, 5, token, tokens, mask)
+    return from_queries, from_keys, d_source, d_sink, d_incoming, d_outgoing
 
 
 @triton.jit
@@ -163,11 +173,9 @@ def query_gradient_kernel(q, k, v, d_out, d_q, rows, sums, states, d_rows, d_sum
     state = in_parts(load_matrix(base, VALUE_WIDTH, WIDTH, WIDTH, DV, D), PRECISION, UPCAST)
     d_a = product(d_outs, state, tl.zeros([C, D], tl.float32), GIVEN, False, PRECISION) * gate[:, None]
 
-    from_queries = count / load_row(rows, item, 0, token, tokens, mask, 1.0)
-    from_keys = count / load_row(rows, item, 1, token, tokens, mask, 1.0)
-    d_source, d_sink = load_row(d_rows, item, 2, token, tokens, mask), load_row(d_rows, item, 3, token, tokens, mask)
-    d_incoming = load_row(d_rows, item, 4, token, tokens, mask)
-    d_outgoing = load_row(d_rows, item, 5, token, tokens, mask)
+    from_queries, from_keys, d_source, d_sink, d_incoming, d_outgoing = _load_flows(
+        rows, d_rows, item, token, tokens, mask, count
+    )
     d_pairs = d_pairs * gate[:, None] + d_incoming[:, None] + d_sink[:, None] * from_keys[None, :]
     from_later = tl.where(_later(C), from_queries[:, None] * d_source[None, :] + d_outgoing[None, :], 0.0)
     d_pairs = tl.where(earlier(C), d_pairs, 0.0) + from_later
@@ -197,11 +205,9 @@ def key_gradient_kernel(q, k, v, d_out, d_k, rows, sums, d_rows, d_sums, d_state
     state = in_parts(load_matrix(base, VALUE_WIDTH, WIDTH, WIDTH, DV, D), PRECISION, UPCAST)
     d_b = product(values, state, tl.zeros([C, D], tl.float32), GIVEN, False, PRECISION) * share[:, None]
 
-    from_queries = count / load_row(rows, item, 0, token, tokens, mask, 1.0)
-    from_keys = count / load_row(rows, item, 1, token, tokens, mask, 1.0)
-    d_source, d_sink = load_row(d_rows, item, 2, token, tokens, mask), load_row(d_rows, item, 3, token, tokens, mask)
-    d_incoming = load_row(d_rows, item, 4, token, tokens, mask)
-    d_outgoing = load_row(d_rows, item, 5, token, tokens, mask)
+    from_queries, from_keys, d_source, d_sink, d_incoming, d_outgoing = _load_flows(
+        rows, d_rows, item, token, tokens, mask, count
+    )
     from_later = tl.where(_later(C), d_incoming[None, :] + from_keys[:, None] * d_sink[None, :], 0.0)
     d_pairs = tl.where(_later(C), d_pairs * share[:, None], 0.0) + from_later
     d_pairs += tl.where(earlier(C), d_source[:, None] * from_queries[None, :] + d_outgoing[:, None], 0.0)

@@ -143,9 +143,10 @@ def _backward_launches(maps: dict[str, torch.Tensor], saved: dict[str, torch.Ten
     parts = -(-v.shape[-1] // _values(maps["q"], v))
     d_shares = d_rows.new_empty((*d_rows.shape[:2], parts, d_rows.shape[-1]))
     yield launch(gradients.value_kernel, "walk", "q k v d_out d_v", d_shares=d_shares, d_states=d_states)
+    torch.sum(d_shares, 2, out=d_rows[:, :, 1])
     yield launch(gradients.gate_kernel, "chunk", "q k v d_out", states=saved["states"], d_rows=d_rows)
     others = {"d_rows": d_rows, "d_sums": d_sums, "eps": eps}
-    yield launch(gradients.scan_gradient_kernel, "scan", "q k", d_shares=d_shares.sum(2), **others)
+    yield launch(gradients.scan_gradient_kernel, "scan", "q k", **others)
     others["sums"] = saved["sums"]
     yield launch(gradients.query_gradient_kernel, "chunk", "q k v d_out d_q", states=saved["states"], **others)
     yield launch(gradients.key_gradient_kernel, "chunk", "q k v d_out d_k", d_states=d_states, **others)
@@ -154,7 +155,7 @@ def _backward_launches(maps: dict[str, torch.Tensor], saved: dict[str, torch.Ten
 def _values(q: torch.Tensor, v: torch.Tensor) -> int:
     """Channels of values for a program that walks along a head with its state."""
     narrow, wide = (16, 32) if q.dtype == torch.float32 else (32, 64)
-    return wide if _is_wide(q, v) else min(narrow, block_width(v.shape[-1]))
+    return min(wide if _is_wide(q, v) else narrow, block_width(v.shape[-1]))
 
 
 def _launch(jitted: Any, way: str, v: torch.Tensor, maps: dict[str, torch.Tensor], others: dict[str, Any]) -> Launch:

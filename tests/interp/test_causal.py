@@ -26,7 +26,7 @@ def test_one_token():
     cases.check(bind(), cases.draw_packed(2, (1,), 2, 16, torch.float32), None)
 
 
-@pytest.mark.parametrize(("width", "v_width"), [(1, 16), (20, 7), (33, 64)])
+@pytest.mark.parametrize(("width", "v_width"), [(1, 16), (20, 7), (33, 64), (40, 7)])
 def test_odd_head_widths(width, v_width):
     torch.manual_seed(1)
     q, k = (cases.draw(1, 41, 1, width) for _ in range(2))
