@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+
+_repr = reprlib.Repr()
+_repr.maxtuple = _repr.maxlist = 8
+_repr.maxstring = _repr.maxother = 80
 
 
 def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence[int], layout: str) -> None:
@@ -44,9 +50,9 @@ def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...
     """
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
     if any(isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) for n in values):
-        raise TypeError(f"{name} must be an int or one int per axis, got {value!r}")
+        raise TypeError(f"{name} must be an int or one int per axis, got {shown(value)}")
     if len(values) != axes:
-        raise ValueError(f"{name} must be one int or {axes} of them, got {value!r}")
+        raise ValueError(f"{name} must be one int or {axes} of them, got {shown(value)}")
     return values
 
 
@@ -55,12 +61,22 @@ def checked_scale(scale: float | None, default: float) -> float:
 
     Raises:
         TypeError: not a number.
+        ValueError: not finite.
     """
     if scale is None:
         return default
     if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
-        raise TypeError(f"scale must be a number or None, got {scale!r}")
+        raise TypeError(f"scale must be a number or None, got {shown(scale)}")
+    if isinstance(scale, float) and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it: in one short line, whatever it is."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return " ".join(_repr.repr(value).split())
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._checks import compute_dtype, per_axis
+from ._checks import compute_dtype, per_axis, shown
 from ._dynamic_conv_tiles import tiled_dynamic_conv
 from ._linear import full_precision
 from .dispatch import Implementation, Op
@@ -76,7 +76,7 @@ def _prepare(
         kernel_size = round(int(weight.shape[-1]) ** 0.5)
     kernel = per_axis("kernel_size", kernel_size, 2)
     if any(n < 1 or n % 2 == 0 for n in kernel):
-        raise ValueError(f"kernel_size must be odd and positive, got {kernel_size!r}")
+        raise ValueError(f"kernel_size must be odd and positive, got {shown(kernel_size)}")
     if weight.shape[-1] != kernel[0] * kernel[1]:
         raise ValueError(f"weight has {weight.shape[-1]} values a position, but kernel_size is {kernel}")
     if x.shape[1] < kernel[0] or x.shape[2] < kernel[1]:

@@ -6,11 +6,13 @@ constants and the causal form are the published code's.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 from ._causal_flow import causal_flow_in_place
-from ._checks import may_overwrite
+from ._checks import may_overwrite, shown
 from ._cross import check_cross_qkv
 from ._flow_in_place import flow_in_place, flows
 from ._linear import full_precision, in_full_precision
@@ -61,7 +63,8 @@ def flow_attention(
     Raises:
         TypeError: no tensors, not floating point, different dtypes, or constants that are no numbers.
         ValueError: wrong ranks, shapes that do not match, no token, different devices, lengths that differ in the
-            causal form, or a negative constant.
+            causal form, or a constant that is negative or
+            not finite.
     """
     return _op(q, k, v, causal=causal, eps=eps, outer_eps=outer_eps)
 
@@ -82,9 +85,9 @@ def _prepare(
         raise ValueError(f"causal needs as many queries as keys, got {q.shape[1]} and {k.shape[1]}")
     for name, value in (("eps", eps), ("outer_eps", outer_eps)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+            raise TypeError(f"{name} must be a number, got {shown(value)}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return q, k, v, bool(causal), float(eps), float(outer_eps)
 
 

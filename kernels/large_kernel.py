@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from ._checks import is_traced, is_transformed, may_overwrite
+from ._checks import is_traced, is_transformed, may_overwrite, shown
 from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
@@ -92,7 +92,7 @@ def _prepare(
         if bias is not None and tuple(bias.shape) != (channels,):
             raise ValueError(f"{name} must have shape ({channels},), got {tuple(bias.shape)}")
     if isinstance(dilation, bool) or not isinstance(dilation, int):
-        raise TypeError(f"dilation must be an int, got {dilation!r}")
+        raise TypeError(f"dilation must be an int, got {shown(dilation)}")
     if dilation < 1:
         raise ValueError(f"dilation must be at least 1, got {dilation}")
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)

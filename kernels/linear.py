@@ -6,11 +6,12 @@ in Linear Attention", arXiv:2507.00698.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
-from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
+from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite, shown
 from ._linear import by_images, full_precision, in_full_precision, products_with
 from ._linear_in_place import linear_in_place, reads_in_place
 from ._magnitude_aware import magnitude_aware_in_place
@@ -40,7 +41,7 @@ def linear_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, eps: 
 
     Raises:
         TypeError: no tensors, not floating point, different dtypes, or eps no number.
-        ValueError: wrong ranks, shapes that do not match, no token, different devices, or a negative eps.
+        ValueError: wrong ranks, shapes that do not match, no token, different devices, or eps negative or not finite.
     """
     return _linear(q, k, v, eps=eps)
 
@@ -78,7 +79,7 @@ def magnitude_aware_linear_attention(
 
     Raises:
         TypeError: no tensors, not floating point, different dtypes, or eps or scale no number.
-        ValueError: wrong ranks, shapes that do not match, no token, different devices, or a negative eps.
+        ValueError: wrong ranks, shapes that do not match, no token, different devices, or eps negative or not finite.
     """
     return _magnitude_aware(q, k, v, rotation=rotation, scale=scale, eps=eps)
 
@@ -88,9 +89,9 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> Non
     if 0 in q.shape[1:-2]:
         raise ValueError(f"q needs at least one token, got shape {tuple(q.shape)}")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {eps!r}")
-    if eps < 0:
-        raise ValueError(f"eps must not be negative, got {eps}")
+        raise TypeError(f"eps must be a number, got {shown(eps)}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
 
 
 def _prepare_linear(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, eps: float = 1e-6) -> tuple:

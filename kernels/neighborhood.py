@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
+from ._checks import check_qkv, checked_scale, compute_dtype, per_axis, shown
 from ._neighborhood_tiles import tiled_attention
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
@@ -75,9 +75,9 @@ def _prepare(
     kernel = per_axis("kernel_size", kernel_size, len(space))
     steps = per_axis("dilation", dilation, len(space))
     if any(n < 1 or n % 2 == 0 for n in kernel):
-        raise ValueError(f"kernel_size must be odd and positive, got {kernel_size!r}")
+        raise ValueError(f"kernel_size must be odd and positive, got {shown(kernel_size)}")
     if any(n < 1 for n in steps):
-        raise ValueError(f"dilation must be at least 1, got {dilation!r}")
+        raise ValueError(f"dilation must be at least 1, got {shown(dilation)}")
     if any(n < size * step for n, size, step in zip(space, kernel, steps, strict=True)):
         raise ValueError(
             f"every axis must be at least kernel_size * dilation: space {tuple(space)}, "

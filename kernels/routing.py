@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_qkv, checked_scale, compute_dtype, per_axis
+from ._checks import check_qkv, checked_scale, compute_dtype, per_axis, shown
 from ._chunks import in_chunks
 from ._opaque import opaque
 from ._regions import best_regions, from_regions, many_small, to_regions
@@ -69,7 +69,7 @@ def _prepare(
     height, width, heads, channels = q.shape[1:]
     rows, cols = per_axis("num_regions", num_regions, 2)
     if rows < 1 or cols < 1:
-        raise ValueError(f"num_regions must be at least 1, got {num_regions!r}")
+        raise ValueError(f"num_regions must be at least 1, got {shown(num_regions)}")
     if height == 0 or width == 0 or height % rows or width % cols:
         raise ValueError(f"H and W must be multiples of num_regions {(rows, cols)}, got {(height, width)}")
     (topk,) = per_axis("topk", topk, 1)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ..kernels._checks import shown
+
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -61,21 +63,21 @@ def check_arguments(model_cls: type[nn.Module], given: Mapping[str, Any]) -> Non
         fits, wanted = _RULES[name]
         for leaf in _leaves(value):
             if leaf is not None and not fits(leaf):
-                where = "" if leaf is value else f" in {value!r}"
-                raise ValueError(f"{name}={leaf!r}{where}: {wanted} is needed")
+                where = "" if leaf is value else f" in {shown(value)}"
+                raise ValueError(f"{name}={shown(leaf)}{where}: {wanted} is needed")
     _check_lengths(defaults, given)
 
 
 def _check_form(name: str, value: Any, default: Any) -> None:
     is_sequence = isinstance(value, (tuple, list))
     if isinstance(default, tuple) and not is_sequence:
-        raise TypeError(f"{name}={value!r}: a sequence such as {default!r} is needed")
+        raise TypeError(f"{name}={shown(value)}: a sequence such as {default!r} is needed")
     if isinstance(default, (int, float)) and is_sequence and name not in (*_PAIRS, "kernel_size"):
-        raise TypeError(f"{name}={value!r}: one value such as {default!r} is needed")
+        raise TypeError(f"{name}={shown(value)}: one value such as {default!r} is needed")
     entries = value if isinstance(default, tuple) or name == "agent_grids" else (value,)
     for entry in entries if name.removesuffix("s") in ("agent_grid", "img_size", "num_agent") else ():
         if isinstance(entry, (tuple, list)) and len(entry) != 2:
-            raise ValueError(f"{name}={value!r}: sizes are one number or (rows, columns)")
+            raise ValueError(f"{name}={shown(value)}: sizes are one number or (rows, columns)")
 
 
 def _check_lengths(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ def _check_lengths(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Non
 
 def _same_length(name: str, value: Any, other: str, others: Any) -> None:
     if isinstance(others, (tuple, list)) and len(others) != len(value):
-        raise ValueError(f"{other}={tuple(others)!r}: one entry for each of {name}={tuple(value)} is needed")
+        raise ValueError(f"{other}={shown(tuple(others))}: one entry for each of {name}={tuple(value)} is needed")
 
 
 def _leaves(value: Any) -> Iterator[Any]:

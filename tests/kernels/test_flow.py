@@ -282,7 +282,7 @@ def test_compiles_and_exports_with_any_batch(causal):
         (ValueError, "q must be .*tokens", {"q": torch.randn(2, 3, 3, 2, 4)}),
         (TypeError, "q must be floating point", {"q": torch.ones(2, 6, 2, 4, dtype=torch.int64)}),
         (TypeError, "eps must be a number, got None", {"eps": None}),
-        (ValueError, "outer_eps must not be negative, got -1", {"outer_eps": -1.0}),
+        (ValueError, "outer_eps must be finite and at least 0, got -1", {"outer_eps": -1.0}),
         (ValueError, "at least one token", {"q": torch.randn(2, 0, 2, 4)}),
     ],
 )

@@ -263,7 +263,7 @@ def test_compiles_and_exports_with_any_batch(op):
         (TypeError, "floating point, got torch.int64", {"q": torch.ones(2, 6, 2, 4, dtype=torch.int64)}),
         (TypeError, "k has dtype torch.float16", {"k": torch.randn(2, 6, 2, 4).half()}),
         (TypeError, "eps must be a number, got '1'", {"eps": "1"}),
-        (ValueError, "eps must not be negative, got -1", {"eps": -1.0}),
+        (ValueError, "eps must be finite and at least 0, got -1", {"eps": -1.0}),
     ],
 )
 @pytest.mark.parametrize("op", OPS)

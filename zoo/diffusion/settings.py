@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from ...kernels._checks import shown
+
 AgentSource = Literal["merge", "grid"]
 Late = Literal["none", "tome", "todo"]
 
@@ -129,7 +131,7 @@ class AgentSettings:
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it is one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name} is {shown(value)}; it is one of {', '.join(map(repr, choices))}")
 
 
 def _check_range(name: str, value: object, below: float | None = None, up_to: float | None = None) -> None:
@@ -137,27 +139,27 @@ def _check_range(name: str, value: object, below: float | None = None, up_to: fl
     if number and 0 <= value < float("inf") and (below is None or value < below) and (up_to is None or value <= up_to):
         return
     bound = f"from 0 to below {below:g}" if below is not None else f"from 0 to {up_to:g}" if up_to else "of at least 0"
-    raise ValueError(f"{name} is {value!r}; it is a number {bound}")
+    raise ValueError(f"{name} is {shown(value)}; it is a number {bound}")
 
 
 def _check_whole(name: str, value: object, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} is {value!r}; it is a whole number of at least {low}")
+        raise ValueError(f"{name} is {shown(value)}; it is a whole number of at least {low}")
 
 
 def _checked_cell(name: str, value: object) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else value
     if not isinstance(pair, Sequence) or len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
-        raise ValueError(f"{name} is {value!r}; it is a whole number of at least 1, or two of them (rows, columns)")
+        raise ValueError(f"{name} is {shown(value)}; it is a whole number of at least 1, or two (rows, columns)")
     if pair[0] * pair[1] < 2:
-        raise ValueError(f"{name} is {value!r}; a cell of one token saves nothing, 2 or 4 would")
+        raise ValueError(f"{name} is {shown(value)}; a cell of one token saves nothing, 2 or 4 would")
     return tuple(pair)
 
 
 def _checked_levels(value: object) -> tuple[int, ...]:
     levels = (value,) if isinstance(value, int) else value
     if not isinstance(levels, Sequence) or not levels or any(not isinstance(n, int) or n < 1 for n in levels):
-        raise ValueError(f"levels is {value!r}; it holds downsampling factors, such as (1, 2)")
+        raise ValueError(f"levels is {shown(value)}; it holds downsampling factors, such as (1, 2)")
     return tuple(levels)
 
 
