@@ -11,7 +11,9 @@ from .report import Report, markdown, read_report
 _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
 _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
-_NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, "models", "models-backward")
+# The same commands on a processor of another maker.
+_AMD_NAMES = ("ops-amd", "layers-amd")
+_NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, *_AMD_NAMES, "models", "models-backward")
 
 _HEAD = """# Benchmarks
 
@@ -58,8 +60,10 @@ How to read the tables of models, all of them with random weights:
 
 What the goals below are, and what they are not: they were set by timings of both forms on two threads of an AVX-512
 processor. How far a form is ahead depends on the processor: PyTorch's matrix products come from MKL, which takes slower
-ways on processors that are not Intel's, and what both sides spend on products no form can save. It depends on the run,
-too, where a form makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54 in
+ways on processors that are not Intel's, and what both sides spend on products no form can save. Two sections were
+measured on an AMD processor, on one thread: its second CPU does not add a core's work to that of the first (large
+matrix products went 1.2 and 1.7 times as fast on two threads, in two runs). How far a form is ahead depends on the
+run, too, where it makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54 in
 another at 14×14, on the same machine.
 
 The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
@@ -132,6 +136,8 @@ def _section(path: Path) -> str:
         title += f", {setting['threads']} threads"
     if setting["compile"]:
         title += ", with torch.compile"
+    if name in _AMD_NAMES:
+        title += ", on an AMD processor"
     if name == "natten-serial":
         title += ", NATTEN on one"
     note = {"natten": _NATTEN + "\n", "natten-serial": _NATTEN_SERIAL + "\n"}.get(name, "")
