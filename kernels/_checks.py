@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _repr = reprlib.Repr()
 _repr.maxtuple = _repr.maxlist = 8
 _repr.maxstring = _repr.maxother = 80
@@ -25,8 +26,7 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        check_dtype(name, x)
         if x.ndim not in ranks:
             raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
         if x.dtype != q.dtype:
@@ -39,6 +39,18 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence
         raise ValueError(f"v must have q's shape {tuple(q.shape)} but for the last axis, got {tuple(v.shape)}")
     if q.shape[-1] == 0 or q.shape[-2] == 0:
         raise ValueError(f"q needs at least one head and one channel, got shape {tuple(q.shape)}")
+
+
+def check_dtype(name: str, x: torch.Tensor) -> None:
+    """Checks that ``x`` has a dtype that the ops compute in.
+
+    Raises:
+        TypeError: not floating point, or of 8 bits or fewer.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be {', '.join(map(str, _DTYPES[:-1]))} or {_DTYPES[-1]}, got {x.dtype}")
 
 
 def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
@@ -63,13 +75,32 @@ def checked_scale(scale: float | None, default: float) -> float:
         TypeError: not a number.
         ValueError: not finite.
     """
-    if scale is None:
-        return default
-    if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
-        raise TypeError(f"scale must be a number or None, got {shown(scale)}")
-    if isinstance(scale, float) and not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
-    return float(scale)
+    return default if scale is None else checked_number("scale", scale, kind="a number or None")
+
+
+def checked_number(name: str, value: float, least: float = -sys.float_info.max, kind: str = "a number") -> float:
+    """``value``, which is to be of a ``kind``, as a finite float.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: below ``least``, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{name} must be {kind}, got {shown(value)}")
+    if not least <= value <= sys.float_info.max:
+        wanted = f"finite and at least {least:g}" if least > -sys.float_info.max else "finite"
+        raise ValueError(f"{name} must be {wanted}, got {shown(value)}")
+    return float(value)
+
+
+def check_switch(name: str, value: bool) -> None:
+    """Checks that ``value`` is a bool.
+
+    Raises:
+        TypeError: anything else, which Python would take for one or the other.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def shown(value: Any) -> str:
@@ -84,10 +115,20 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def mask_dtype(q: torch.Tensor) -> torch.dtype:
+    """The dtype of what PyTorch's fused attention adds to the scores of ``q``.
+
+    On a CPU it takes float32 beside queries of 16 bits. On a GPU one of its kernels refuses that, and cuDNN's reads the
+    mask as if it had 16 bits (pytorch/pytorch, pull request 191612).
+    """
+    return compute_dtype(q.dtype) if q.device.type in ("cpu", "meta") else q.dtype
+
+
 def is_traced(x: torch.Tensor) -> bool:
-    """Whether a program is being recorded from ``x`` (torch.compile, torch.export, fake tensors): nothing that
-    depends on it may be cached, and its batch may stand for any."""
-    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+    """Whether a program is being recorded from ``x`` (torch.compile, torch.export, torch.jit.trace, fake tensors):
+    nothing that depends on it may be cached, and its batch may stand for any."""
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return recorded or type(x) not in (torch.Tensor, torch.nn.Parameter)
 
 
 def may_overwrite(x: torch.Tensor) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ._checks import check_dtype
+
 
 def check_cross_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, same_heads: bool = True) -> None:
     """Checks q ``[B, N, heads, D]`` against k ``[B, M, heads, D]`` and v ``[B, M, heads, Dv]``.
@@ -18,8 +20,7 @@ def check_cross_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, same_h
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {x.dtype}")
+        check_dtype(name, x)
         if x.ndim != 4:
             raise ValueError(f"{name} must be [B, tokens, heads, D], got shape {tuple(x.shape)}")
         if x.dtype != q.dtype:

@@ -61,12 +61,18 @@ def slab_plan(q: torch.Tensor, v: torch.Tensor, kernel: tuple[int, ...], dilatio
 
 
 class Masks:
-    """What windows and bias do to the scores of tiles."""
+    """What windows and bias do to the scores of tiles.
+
+    Attributes:
+        are_factors: whether :meth:`factors` may be used: beside a bias of another size than the scores' their sum can
+            be in range although the exponential of a score, or of a bias, is not.
+    """
 
     def __init__(self, bias: torch.Tensor | None, plan: Plan, q: torch.Tensor):
         if bias is None:
             bias = torch.zeros(1, *(2 * n - 1 for n in plan.kernel))
         self._bias = bias.to(q).expand(q.shape[3], -1, -1)
+        self.are_factors = bool(self._bias.abs().amax() <= -math.log(torch.finfo(q.dtype).tiny) / 4)
         self._kernel = plan.kernel
         self._factors = F.pad(self._bias.exp(), (0, 1, 0, 1))
         self._spread: dict[tuple[Windows, Windows], torch.Tensor] = {}
@@ -193,7 +199,7 @@ def _attend(slabs: _Slabs, part: Rows, masks: Masks, scale: float) -> torch.Tens
     """Attention of a part's tiles ``[images * groups * tiles of columns * heads * tiles of rows, ...]``.
 
     Some are computed at a time. Exponentials are not reduced by their row's largest score, which takes as long as the
-    products. Where a sum of them leaves the range in which that makes no difference, they are computed again with it.
+    products. Where a sum of them leaves the range in which that makes no difference, softmax computes them again.
     """
     q, k, v = slabs.matrices(part)
     runs = [(first, stop, (windows, slabs.columns.windows)) for first, stop, windows in part.runs]
@@ -209,17 +215,19 @@ def _attend(slabs: _Slabs, part: Rows, masks: Masks, scale: float) -> torch.Tens
     for query, key, value, result in zip(*(x.split(step) for x in (q, k, v, results)), strict=True):
         some = scores[: len(query)]
         tiles = some.view(-1, *shape)
+        total = None
         # The product takes the scale along; a copy of the queries that does takes twice as long as one that does not.
-        some.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale).exp_()
-        for factor, (first, stop, _) in zip(factors, runs, strict=True):
-            tiles[:, :, :, first:stop].mul_(factor[:, :, None])
-        total = some.sum(-1, keepdim=True)
-        if not _is_exact(total):
+        if masks.are_factors:
+            some.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale).exp_()
+            for factor, (first, stop, _) in zip(factors, runs, strict=True):
+                tiles[:, :, :, first:stop].mul_(factor[:, :, None])
+            total = some.sum(-1, keepdim=True)
+        if total is None or not _is_exact(total):
             some.baddbmm_(query, key.transpose(1, 2), beta=0, alpha=scale)
             for first, stop, windows in runs:
                 tiles[:, :, :, first:stop].add_(masks.terms(*windows)[:, :, None])
             torch.softmax(some, -1, out=some)
-            total.fill_(1)
+            total = 1
         torch.bmm(some, value, out=result).div_(total)
     return results
 

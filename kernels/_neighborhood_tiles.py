@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._checks import compute_dtype, is_traced, may_overwrite
+from ._checks import compute_dtype, is_traced, mask_dtype, may_overwrite
 from ._chunks import in_chunks
 from ._neighborhood_slabs import Masks, slab_attention, slab_plan
 from ._opaque import opaque
@@ -37,7 +37,7 @@ def tiled_attention(
         return slab_attention(q, k, v, plan, Masks(bias, plan, q), scale)
     problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
     masks = _masks(bias, problem, q)
-    if masks.requires_grad and masks.dtype == q.dtype and len(masks) > 1:
+    if _is_explicit(q, masks) and len(masks) > 1:
         # One product for all tiles: of one for each class the gradients would be put together by copies.
         masks = masks.index_select(0, _table(problem, "classes", q))
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
@@ -72,7 +72,7 @@ def _attend_tiles(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, counts: tuple[int, ...], masks: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Tiles ``[tiles, B, n, heads, D]`` → ``[tiles * B, n, heads, Dv]``, under masks of each class, or of each tile."""
-    if len(masks) == len(q) > 1 and masks.requires_grad and masks.dtype == q.dtype:
+    if len(masks) == len(q) > 1 and _is_explicit(q, masks):
         out = _explicit_attention(*(x.transpose(2, 3) for x in (q, k, v)), masks[:, None], scale)
         return out.transpose(2, 3).flatten(0, 1)
     parts = [
@@ -86,17 +86,23 @@ def _masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Attention ``[N, heads, n, D]`` under a mask ``[heads or 1, n, m]``."""
-    if mask.requires_grad and mask.dtype == q.dtype:
+    if _is_explicit(q, mask):
         return _explicit_attention(q, k, v, mask, scale)
-    mask = mask[None].expand(-1, q.shape[1], -1, -1)
+    mask = mask.to(mask_dtype(q))[None].expand(-1, q.shape[1], -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _is_explicit(q: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Whether scores are written out for a mask's gradient, which not every fused kernel has. PyTorch's unfused form
+    checks for rows without a key, and is left for 16 bits on a CPU, and for traced programs."""
+    return mask.requires_grad and mask_dtype(q) == q.dtype and not torch.jit.is_tracing()
 
 
 def _explicit_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """PyTorch has no fused kernel with a mask's gradient, and its unfused one checks for rows without a key."""
-    return ((q * scale) @ k.transpose(-1, -2) + mask).softmax(-1) @ v
+    queries, keys, values = (x.to(mask.dtype) for x in (q, k, v))
+    return (((queries * scale) @ keys.transpose(-1, -2) + mask).softmax(-1) @ values).to(q.dtype)
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite
+from ._checks import check_dtype, check_qkv, checked_scale, compute_dtype, mask_dtype, may_overwrite
 from ._opaque import opaque
 from .dispatch import Implementation, Op
 
@@ -94,8 +94,7 @@ def _prepare(
 def _check_tensor(name: str, x: torch.Tensor, device: torch.device) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    check_dtype(name, x)
     if x.device != device:
         raise ValueError(f"{name} is on {x.device} but q is on {device}")
 
@@ -148,8 +147,8 @@ def _torch(
         return _reference(q, k, v, agent, agent_bias, query_bias, scale)
     rest = _has_rest(q, k, v, agent)
     q, k, v, agent = (x.transpose(1, 2) for x in (q, k, v, agent))
-    gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, q.dtype), scale=scale)
-    mask = _mask(query_bias, q.dtype)
+    gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, mask_dtype(q)), scale=scale)
+    mask = _mask(query_bias, mask_dtype(q))
     if rest and q.device.type == "cpu" and may_overwrite(q):
         agent, gathered, mask = _whole_vectors(agent, gathered, mask)
     return F.scaled_dot_product_attention(q, agent, gathered, mask, scale=scale).transpose(1, 2)
@@ -159,7 +158,7 @@ def _learns_on_cpu(q: torch.Tensor, *biases: torch.Tensor | None) -> bool:
     """Whether the scores are written out anyway: on a CPU PyTorch has no fused kernel with a bias's gradient, and its
     unfused one takes longer than the definition, since it looks for rows without a key."""
     learned = torch.is_grad_enabled() and any(bias is not None and bias.requires_grad for bias in biases)
-    return learned and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+    return learned and q.device.type == "cpu"
 
 
 def _whole_vectors(

@@ -68,6 +68,16 @@ def _without_gradient(run: Callable[..., Any]) -> Callable[..., Any]:
     return run_without
 
 
+def _in_first_dtype(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` with a result of its first argument's dtype, also under autocast, which lowers that of some operators."""
+
+    def run_in(*args: Any) -> Any:
+        out = run(*args)
+        return out.to(args[0].dtype) if isinstance(out, torch.Tensor) else out
+
+    return run_in
+
+
 class Op:
     """An op with its implementations.
 
@@ -86,7 +96,7 @@ class Op:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         prepared = self.prepare(*args, **kwargs)
-        run = self.implementations[self._choose(prepared)].run
+        run = _in_first_dtype(self.implementations[self._choose(prepared)].run)
         # A program that is being compiled or exported never sees the observer.
         if torch.compiler.is_compiling():
             return run(*prepared)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._checks import compute_dtype, per_axis, shown
+from ._checks import check_dtype, check_switch, compute_dtype, per_axis, shown
 from ._dynamic_conv_tiles import tiled_dynamic_conv
 from ._linear import full_precision
 from .dispatch import Implementation, Op
@@ -64,10 +64,14 @@ def _prepare(
     softmax: bool = False,
 ) -> tuple:
     _check_tensor("x", x, x)
+    check_dtype("x", x)
+    check_switch("softmax", softmax)
     _check_tensor("weight", weight, x)
     for name, tensor in (("x", x), ("weight", weight)):
         if tensor.ndim != 5:
             raise ValueError(f"{name} must be [B, H, W, heads, channels], got shape {tuple(tensor.shape)}")
+    if x.shape[3] == 0:
+        raise ValueError(f"x needs at least one head, got shape {tuple(x.shape)}")
     if weight.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"weight must have x's shape {tuple(x.shape)} but for the last axis, got {tuple(weight.shape)}"
@@ -86,7 +90,7 @@ def _prepare(
         shape = (x.shape[3], 2 * kernel[0] - 1, 2 * kernel[1] - 1)
         if tuple(rel_pos_bias.shape) != shape:
             raise ValueError(f"rel_pos_bias must have shape {shape}, got {tuple(rel_pos_bias.shape)}")
-    return x, weight, kernel, rel_pos_bias, bool(softmax)
+    return x, weight, kernel, rel_pos_bias, softmax
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:

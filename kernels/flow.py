@@ -6,13 +6,11 @@ constants and the causal form are the published code's.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from ._causal_flow import causal_flow_in_place
-from ._checks import may_overwrite, shown
+from ._checks import check_switch, checked_number, may_overwrite
 from ._cross import check_cross_qkv
 from ._flow_in_place import flow_in_place, flows
 from ._linear import full_precision, in_full_precision
@@ -79,16 +77,12 @@ def _prepare(
     outer_eps: float = 0.0,
 ) -> tuple:
     check_cross_qkv(q, k, v)
+    check_switch("causal", causal)
     if q.shape[1] == 0:
         raise ValueError(f"q needs at least one token, got shape {tuple(q.shape)}")
     if causal and q.shape[1] != k.shape[1]:
         raise ValueError(f"causal needs as many queries as keys, got {q.shape[1]} and {k.shape[1]}")
-    for name, value in (("eps", eps), ("outer_eps", outer_eps)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {shown(value)}")
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return q, k, v, bool(causal), float(eps), float(outer_eps)
+    return q, k, v, causal, checked_number("eps", eps, 0), checked_number("outer_eps", outer_eps, 0)
 
 
 def _reference(

@@ -91,7 +91,8 @@ def _torch(
     if groups is not None:
         k, v = k.index_select(2, groups), v.index_select(2, groups)
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
-    shared = keys.shape[1] != queries.shape[1]
+    # While a program is traced sizes are tensors.
+    shared = bool(keys.shape[1] != queries.shape[1])
     return F.scaled_dot_product_attention(queries, keys, values, scale=scale, enable_gqa=shared).transpose(1, 2)
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from ._checks import is_traced, is_transformed, may_overwrite, shown
+from ._checks import check_dtype, is_traced, is_transformed, may_overwrite, shown
 from ._chunks import in_chunks
 from .dispatch import Implementation, Op
 
@@ -22,6 +22,8 @@ _FEW_POSITIONS = 200
 _PARTS = 3
 _LEAST_BYTES = 2**21
 _BUFFER_BYTES = 2**22
+# A dilation that reaches beyond the map leaves phases of zeros.
+_MOST_GROWN = 4
 
 
 def large_kernel_attention(
@@ -79,8 +81,9 @@ def _prepare(
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}")
-    if x.ndim != 4 or x.shape[1] == 0:
-        raise ValueError(f"x must be [B, C, H, W] with at least one channel, got shape {tuple(x.shape)}")
+    check_dtype("x", x)
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be [B, C, H, W] with a channel and a position, got shape {tuple(x.shape)}")
     channels = x.shape[1]
     for name, weight in weights.items():
         shape = tuple(weight.shape)
@@ -94,7 +97,7 @@ def _prepare(
     if isinstance(dilation, bool) or not isinstance(dilation, int):
         raise TypeError(f"dilation must be an int, got {shown(dilation)}")
     if dilation < 1:
-        raise ValueError(f"dilation must be at least 1, got {dilation}")
+        raise ValueError(f"dilation must be at least 1, got {shown(dilation)}")
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     return x, *(None if tensor is None else tensor.to(x.dtype) for tensor in parameters), dilation
 
@@ -139,7 +142,9 @@ def _by_phases(
     # vmap knows no layouts.
     if x.device.type != "cpu" or (not is_traced(x) and is_transformed()):
         return _reference(x, *parameters, dilation)
-    if may_overwrite(x) and x.numel():
+    if not is_traced(x) and _grown(x, dilation) > _MOST_GROWN:
+        return _reference(x, *parameters, dilation)
+    if may_overwrite(x) and x.numel() and not torch.is_autocast_enabled("cpu"):
         return _in_place(x, *parameters, dilation).permute(0, 3, 1, 2)
     if not is_traced(x) and x.shape[0] * x.shape[2] * x.shape[3] < _FEW_POSITIONS:
         return _reference(x.contiguous(), *parameters, dilation)
@@ -147,6 +152,12 @@ def _by_phases(
         lambda images: _channels_last(images, *parameters, dilation), (x,), x[:1].numel() * x.element_size()
     )
     return out.permute(0, 3, 1, 2)
+
+
+def _grown(x: torch.Tensor, dilation: int) -> float:
+    """How many times as large a map is whose phases are filled up with zeros."""
+    height, width = (-(-n // dilation) * dilation for n in x.shape[2:])
+    return height * width / (x.shape[2] * x.shape[3])
 
 
 def _in_place(

@@ -6,12 +6,11 @@ in Linear Attention", arXiv:2507.00698.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 
-from ._checks import check_qkv, checked_scale, compute_dtype, may_overwrite, shown
+from ._checks import check_qkv, checked_number, checked_scale, compute_dtype, may_overwrite
 from ._linear import by_images, full_precision, in_full_precision, products_with
 from ._linear_in_place import linear_in_place, reads_in_place
 from ._magnitude_aware import magnitude_aware_in_place
@@ -88,10 +87,7 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> Non
     check_qkv(q, k, v, (4, 5, 6), _LAYOUT)
     if 0 in q.shape[1:-2]:
         raise ValueError(f"q needs at least one token, got shape {tuple(q.shape)}")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {shown(eps)}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    checked_number("eps", eps, 0)
 
 
 def _prepare_linear(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, eps: float = 1e-6) -> tuple:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_qkv, checked_scale, compute_dtype, per_axis, shown
+from ._checks import check_qkv, checked_scale, compute_dtype, mask_dtype, per_axis, shown
 from ._chunks import in_chunks
 from ._opaque import opaque
 from ._regions import best_regions, from_regions, many_small, to_regions
@@ -74,7 +74,7 @@ def _prepare(
         raise ValueError(f"H and W must be multiples of num_regions {(rows, cols)}, got {(height, width)}")
     (topk,) = per_axis("topk", topk, 1)
     if not 1 <= topk <= rows * cols:
-        raise ValueError(f"topk must be from 1 to {rows * cols}, the number of regions, got {topk}")
+        raise ValueError(f"topk must be from 1 to {rows * cols}, the number of regions, got {shown(topk)}")
     return q, k, v, (rows, cols), topk, checked_scale(scale, (heads * channels) ** -0.5)
 
 
@@ -158,7 +158,7 @@ def _attend_masked(
     batch, count, tokens, heads, _ = q.shape
     mask = None
     if topk < count:
-        mask = torch.full((batch, count, count), float("-inf"), dtype=compute_dtype(q.dtype), device=q.device)
+        mask = torch.full((batch, count, count), float("-inf"), dtype=mask_dtype(q), device=q.device)
         mask = mask.scatter(2, _route(q, k, topk, scale), 0.0)
         mask = mask[:, :, None, :, None].expand(-1, -1, tokens, -1, tokens)
         mask = mask.reshape(batch, 1, count * tokens, count * tokens).expand(-1, heads, -1, -1)

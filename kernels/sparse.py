@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._checks import checked_scale, compute_dtype
+from ._checks import checked_scale, compute_dtype, is_traced, is_transformed
 from ._cross import check_cross_qkv
 from ._opaque import compiles_for_inference, opaque
 from .dispatch import Implementation, Op
@@ -193,7 +193,8 @@ def _torch(
     bias: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    if mask.dtype == torch.int64 and mask.shape[-1] * _DENSE_PER_GATHERED <= k.shape[1]:
+    few = mask.dtype == torch.int64 and mask.shape[-1] * _DENSE_PER_GATHERED <= k.shape[1]
+    if few and q.shape[1]:
         return _gathered(q, k, v, mask, bias, scale)
     return _masked(q, k, v, mask, bias, scale)
 
@@ -210,9 +211,10 @@ def _masked(
     if mask.dtype != torch.bool:
         shape = (*mask.shape[:-1], k.shape[1])
         kept = q.new_zeros(()) if bias is None else bias.gather(-1, mask)
+        kept = kept.expand(mask.shape)
         # In place: the mask is the largest tensor here, and a copy of it costs as much as the softmax.
         left_out = torch.full(shape, float("-inf"), dtype=q.dtype, device=q.device)
-        mask = left_out.scatter_(-1, mask, kept.expand(mask.shape))
+        mask = left_out.scatter(-1, mask, kept) if is_transformed() else left_out.scatter_(-1, mask, kept)
     elif bias is not None:
         mask = bias.masked_fill(~mask, float("-inf"))
     else:
@@ -228,6 +230,9 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     PyTorch's own ways, a select or a conversion to floats, take up to as long as the attention itself on a CPU.
     """
+    if is_traced(mask):
+        # Other formats have no views of the bits.
+        return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
     whole, fraction = _BITS[dtype]
     return (mask.view(torch.int8) - 1).to(whole).bitwise_left_shift_(fraction).view(dtype)
 

@@ -164,6 +164,7 @@ def test_compiles_and_exports_with_any_batch():
         (TypeError, "x must be floating point, got torch.int64", {"x": torch.ones(2, 8, 9, 2, 3, dtype=torch.int64)}),
         (TypeError, "weight must be a tensor, got NoneType", {"weight": None}),
         (ValueError, "x must be .B, H, W, heads", {"x": torch.randn(2, 8, 9, 3)}),
+        (ValueError, "x needs at least one head", {"x": torch.randn(2, 8, 9, 0, 3)}),
         (ValueError, "weight must have x's shape", {"weight": torch.randn(2, 8, 9, 3, 25)}),
         (ValueError, "weight has 25 values a position, but kernel_size is .3, 3.", {"kernel_size": 3}),
         (ValueError, "kernel_size must be odd and positive, got 4", {"kernel_size": 4}),

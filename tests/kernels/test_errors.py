@@ -37,10 +37,10 @@ CALLS = [
     (grouped_query_attention, ROWS, {}, ["scale"]),
 ]
 NUMBERS = [(op, tensors, options, name) for op, tensors, options, names in CALLS for name in names]
-BAD = [torch.randn(40, 40), list(range(5000)), "x" * 5000, object(), math.nan, math.inf]
+BAD = [torch.randn(40, 40), list(range(5000)), "x" * 5000, object(), math.nan, math.inf, -(10**400)]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=["tensor", "list", "text", "object", "nan", "infinity"])
+@pytest.mark.parametrize("bad", BAD, ids=["tensor", "list", "text", "object", "nan", "infinity", "huge"])
 @pytest.mark.parametrize(
     ("op", "tensors", "options", "name"), NUMBERS, ids=[f"{op.__name__}-{name}" for op, *_, name in NUMBERS]
 )
@@ -50,3 +50,19 @@ def test_bad_numbers(op, tensors, options, name, bad):
         op(*tensors, **options | {name: bad})
     message = str(raised.value)
     assert "\n" not in message and len(message) < 200
+
+
+@pytest.mark.parametrize("bad", [1, "no", torch.ones(2)], ids=["int", "text", "tensor"])
+def test_bad_switches(bad):
+    with pytest.raises(TypeError, match="^causal must be True or False, got"):
+        flow_attention(*ROWS, causal=bad)
+    with pytest.raises(TypeError, match="^softmax must be True or False, got"):
+        dynamic_depthwise_conv(MAP, torch.randn(1, 4, 4, 2, 9), softmax=bad)
+
+
+@pytest.mark.parametrize(
+    ("op", "tensors", "options"), [call[:3] for call in CALLS], ids=[call[0].__name__ for call in CALLS]
+)
+def test_floats_of_eight_bits(op, tensors, options):
+    with pytest.raises(TypeError, match="must be torch.float16, torch.bfloat16, .*got torch.float8_e4m3fn"):
+        op(*(x.to(torch.float8_e4m3fn) for x in tensors), **options)

@@ -113,6 +113,17 @@ def test_weights_are_used_in_the_maps_dtype(backend):
     assert relative_error(found, run("reference", x.double(), *(each.double() for each in parameters))) < 3e-2
 
 
+@pytest.mark.parametrize(("size", "dilation"), [((9, 9), 9), ((9, 9), 4000), ((2, 30), 15)])
+@torch.no_grad()
+def test_dilation_beyond_the_map(size, dilation):
+    given = draw(4, size)
+    assert relative_error(*(run(backend, *given, dilation=dilation) for backend in BACKENDS[::-1])) < 1e-12
+    assert (
+        peak_bytes(lambda: large_kernel_attention(*given, dilation=dilation), torch.device("cpu"))
+        < 40 * given[0].nbytes
+    )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batch_of_none(backend):
     assert run(backend, *draw(4, (15, 17), batch=0)).shape == (0, 4, 15, 17)
@@ -139,6 +150,7 @@ def test_compiles_and_exports_with_any_batch():
     ("error", "message", "position", "value"),
     [
         (ValueError, "x must be .B, C, H, W.", 0, torch.randn(4, 8, 8)),
+        (ValueError, "x must be .B, C, H, W. with a channel and a position", 0, torch.randn(2, 4, 0, 8)),
         (TypeError, "x must be floating point, got torch.int64", 0, torch.ones(2, 4, 8, 8, dtype=torch.int64)),
         (ValueError, "local_weight must have shape .4, 1, k, k. with k odd, got", 1, torch.randn(4, 1, 4, 4)),
         (ValueError, "dilated_weight must have shape", 2, torch.randn(4, 4, 7, 7)),

@@ -1,6 +1,7 @@
 """Neighborhood attention against the definition written as loops, and its implementations against each other."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -179,6 +180,24 @@ def test_scores_beyond_the_range_of_exponentials(shift, factor):
     bias = draw_bias(2, (7, 7), torch.float32) + shift
     truth = run("reference", factor * q.double(), k.double(), v.double(), 7, rel_pos_bias=bias.double())
     found, expected = (run(backend, factor * q, k, v, 7, rel_pos_bias=bias) for backend in BACKENDS[::-1])
+    assert relative_error(found, truth) <= 2 * relative_error(expected, truth) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("own", "side", "centre", "around"), [(85, -40, -120, 0), (85, 85, -95, -95), (-80, -80, 95, 95), (15, -10, -20, 0)]
+)
+@torch.no_grad()
+def test_a_bias_against_the_scores(own, side, centre, around):
+    """Columns score ``own`` with themselves and ``side`` with the next, and the bias takes it back: in range are the
+    sums of exponentials, not those of scores and bias one by one."""
+    torch.manual_seed(8)
+    angle = math.acos(side / own) * torch.arange(28).expand(1, 28, 28)[..., None]
+    k = torch.stack([angle.cos(), angle.sin()], -1)
+    bias = torch.full((1, 5, 5), float(around)) + 0.1 * torch.randn(1, 5, 5)
+    bias[:, :, 2] += centre - around
+    problem = (own * k, k, torch.randn(1, 28, 28, 1, 3))
+    truth = run("reference", *(x.double() for x in problem), 3, rel_pos_bias=bias.double(), scale=1.0)
+    found, expected = (run(backend, *problem, 3, rel_pos_bias=bias, scale=1.0) for backend in BACKENDS[::-1])
     assert relative_error(found, truth) <= 2 * relative_error(expected, truth) + 1e-6
 
 

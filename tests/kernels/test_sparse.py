@@ -122,6 +122,7 @@ def test_views_half_precision_and_no_image(backend, budget):
         assert found.dtype == dtype
         assert relative_error(found, expected) < bound
     assert run(backend, q[:0], k[:0], v[:0], columns[:0]).shape == (0, 40, 2, 8)
+    assert run(backend, q[:, :0], k, v, columns[:, :, :0]).shape == (2, 0, 2, 8)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from op_cases import CASES
 from parity import relative_error
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from attnzoo.kernels import bi_level_routing_attention, explain, neighborhood_attention, use_backend
+from attnzoo.kernels import bi_level_routing_attention, explain, neighborhood_attention, sparse_attention, use_backend
 
 pytestmark = pytest.mark.compiles
 
@@ -116,6 +117,32 @@ def test_fake_and_meta_tensors_leave_nothing_behind(module):
     assert relative_error(module(*inputs), expected) < 1e-6
     meta = module.to("meta")(*(x.to("meta") for x in inputs))
     assert meta.device.type == "meta" and meta.shape == expected.shape
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_jit_trace(name, grad):
+    """Its own check traces without a gradient and compares the programs."""
+    op, tensors, rest = CASES[name]
+    inputs = tensors()
+    with torch.set_grad_enabled(grad):
+        program = torch.jit.trace(lambda *inputs: op(*inputs, **rest), tuple(inputs))
+        others = tensors()
+        # A size that a trace computes with is a tensor, and a scale made of it has 32 bits.
+        assert relative_error(program(*others), op(*others, **rest)) < 1e-6
+
+
+def test_a_bool_mask_exports_without_views_of_bits():
+    class Sparse(nn.Module):
+        def forward(self, q, mask):
+            return sparse_attention(q, q, q, mask)
+
+    inputs = torch.randn(2, 9, 2, 4), torch.rand(2, 2, 9, 9) > 0.3
+    with torch.no_grad():
+        program = torch.export.export(Sparse(), inputs)
+        assert "view.dtype" not in str(program.graph)
+        assert relative_error(program.module()(*inputs), Sparse()(*inputs)) < 1e-6
 
 
 def test_explain_is_told_about_meta_tensors():

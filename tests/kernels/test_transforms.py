@@ -2,45 +2,11 @@
 
 import pytest
 import torch
+from op_cases import CASES
 from parity import relative_error
 
-from attnzoo import kernels
-from attnzoo.kernels import use_backend
+from attnzoo.kernels import sparse_attention, use_backend
 
-
-def draw(*shape, count=3):
-    return [torch.randn(*shape, dtype=torch.float64) for _ in range(count)]
-
-
-# Op, its tensors, its other arguments.
-CASES = {
-    "neighborhood": (kernels.neighborhood_attention, lambda: draw(2, 14, 14, 2, 4), {"kernel_size": 7}),
-    "routing": (kernels.bi_level_routing_attention, lambda: draw(2, 8, 8, 2, 4), {"num_regions": 4, "topk": 2}),
-    "linear": (kernels.linear_attention, lambda: [x.abs() for x in draw(2, 30, 2, 4)], {}),
-    "mala": (kernels.magnitude_aware_linear_attention, lambda: draw(2, 30, 2, 4), {}),
-    "flow": (kernels.flow_attention, lambda: draw(2, 30, 2, 4), {}),
-    "causal flow": (kernels.flow_attention, lambda: draw(2, 30, 2, 4), {"causal": True}),
-    "agent": (kernels.agent_attention, lambda: [*draw(2, 30, 2, 4), *draw(2, 5, 2, 4, count=1)], {}),
-    "large kernel": (
-        kernels.large_kernel_attention,
-        lambda: [
-            x for shape in ((2, 4, 14, 14), (4, 1, 5, 5), (4, 1, 7, 7), (4, 4, 1, 1)) for x in draw(*shape, count=1)
-        ],
-        {},
-    ),
-    "dynamic conv": (
-        kernels.dynamic_depthwise_conv,
-        lambda: [*draw(2, 14, 14, 2, 4, count=1), *draw(2, 14, 14, 2, 25, count=1)],
-        {},
-    ),
-    "grouped": (
-        kernels.grouped_query_attention,
-        lambda: [*draw(2, 30, 4, 4, count=1), *draw(2, 30, 2, 4, count=2)],
-        {},
-    ),
-    "strip": (kernels.strip_attention, lambda: draw(2, 30, 2, 4), {}),
-    "sparse": (kernels.sparse_attention, lambda: draw(2, 9, 2, 4), {"mask": torch.rand(2, 2, 9, 9) > 0.3}),
-}
 # PyTorch's scaled_dot_product_attention has no forward-mode derivative on a CPU.
 WITHOUT_FUSED = ["linear", "mala", "flow", "causal flow", "large kernel", "dynamic conv", "strip"]
 # There is no rule for some products; PyTorch says that it goes on one by one.
@@ -59,6 +25,21 @@ def test_vmap(name, mode):
         found = torch.func.vmap(lambda x: op(x, *others, **rest))(many)
         expected = torch.stack([op(x, *others, **rest) for x in many])
     assert relative_error(found, expected) < 1e-12
+
+
+@MODES
+def test_vmap_over_bias_and_columns(mode):
+    _, tensors, rest = CASES["sparse by columns"]
+    q, k, v = tensors()
+    biases = torch.randn(3, 2, 2, 9, 60, dtype=torch.float64)
+    columns = torch.rand(3, 2, 2, 9, 60).topk(9).indices
+    with mode():
+        for run, many in (
+            (lambda bias: sparse_attention(q, k, v, rest["mask"], bias=bias), biases),
+            (lambda mask: sparse_attention(q, k, v, mask, bias=biases[0]), columns),
+        ):
+            expected = torch.stack([run(x) for x in many])
+            assert relative_error(torch.func.vmap(run)(many), expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", CASES)
