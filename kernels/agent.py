@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ._checks import check_dtype, check_qkv, checked_scale, compute_dtype, mask_dtype, may_overwrite
+from ._linear import full_precision
 from ._opaque import opaque
 from .dispatch import Implementation, Op
 
@@ -144,7 +145,8 @@ def _torch(
 ) -> torch.Tensor:
     """Two scaled-dot-product attentions, whose biases stay broadcast over the batch."""
     if _learns_on_cpu(q, agent_bias, query_bias):
-        return _reference(q, k, v, agent, agent_bias, query_bias, scale)
+        with full_precision(q.device):
+            return _reference(q, k, v, agent, agent_bias, query_bias, scale)
     rest = _has_rest(q, k, v, agent)
     q, k, v, agent = (x.transpose(1, 2) for x in (q, k, v, agent))
     gathered = F.scaled_dot_product_attention(agent, k, v, _mask(agent_bias, mask_dtype(q)), scale=scale)
