@@ -21,7 +21,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # By identity: 0 is a default worth showing, though it equals False.
-        if action.default is None or action.default is False or action.default in ([], ()):
+        if action.default is None or action.default is False or action.default in ([], (), ""):
             return action.help
         return super()._get_help_string(action)
 

@@ -170,9 +170,14 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["published"]:
         console.print(_published_table(facts["published"]))
     for row in facts["weights"]:
-        console.print(f"{row['model'] or row['id']}: {row['file']}, licence {row['license']}", soft_wrap=True)
+        console.print(f"{row['model'] or row['id']}: {_file(row)}, licence {row['license']}", soft_wrap=True)
         for address in row["addresses"]:
             console.print(f"  {address}", soft_wrap=True)
+
+
+def _file(row: dict[str, Any]) -> str:
+    """The file's name, or where one gets it if nobody states its name."""
+    return row["file"] or {"direct": "download", "page": "share page"}[row["host"]]
 
 
 def _distinct(levels: list[dict[str, int]]) -> list[dict[str, int]]:

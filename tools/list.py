@@ -10,21 +10,22 @@ from rich.console import Console
 from rich.table import Table
 
 from ..weights import manifest
+from ..weights.sizes import PARAMETERS
 from ..zoo import list_models
 from .cli import UserError, did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help="such as 'dinat*' (all models)")
+    parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="such as 'dinat*' (all models)")
     parser.add_argument("--pretrained", action="store_true", help="a line for each set of published weights")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    names = list_models(args.pattern) or list_models(f"*{args.pattern}*")
+    pattern = args.pattern or "*"
+    names = list_models(pattern) or list_models(f"*{pattern}*")
     if not names:
-        known = list_models()
-        raise UserError(f"no model matches {args.pattern}{did_you_mean(args.pattern, known) or '; see attnzoo list'}")
+        raise UserError(f"no model matches {pattern}{did_you_mean(pattern, list_models()) or '; see attnzoo list'}")
     rows = [row for name in names for row in (_pretrained_rows(name) if args.pretrained else [_row(name)])]
     if args.json:
         print(json.dumps(rows, indent=2))
@@ -41,7 +42,7 @@ def _row(name: str) -> dict[str, Any]:
     entry = next((entry for entry in published if entry.model == tagged), published[0] if published else None)
     return {
         "name": name,
-        "params_m": _params_m(name, entry),
+        "params_m": _params_m(name),
         "top1": entry.metrics.get("top1") if entry else None,
         "resolution": entry.resolution if entry and entry.resolution else default and default.input_size[-1],
         "weights": timm.list_pretrained(f"{name}.*"),
@@ -56,7 +57,7 @@ def _pretrained_rows(name: str) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": tagged,
-                "params_m": _params_m(name, entry),
+                "params_m": _params_m(tagged),
                 "top1": entry.metrics.get("top1") if entry else None,
                 "resolution": cfg.input_size[-1],
                 "dataset": entry.dataset if entry else None,
@@ -67,13 +68,13 @@ def _pretrained_rows(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _params_m(name: str, entry: manifest.Entry | None) -> float:
-    """In millions: the published figure, or counted (which takes a second) where there is none."""
-    if entry is not None and entry.params_m is not None:
-        return entry.params_m
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    return round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 3)
+def _params_m(name: str) -> float:
+    """In millions: the measured number, or counted (which takes a second) for a model that came later."""
+    known = PARAMETERS.get(name, PARAMETERS.get(name.partition(".")[0]))
+    if known is None:
+        with torch.device("meta"):
+            known = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+    return known / 1e6
 
 
 def _print_table(rows: list[dict[str, Any]], pretrained: bool) -> None:

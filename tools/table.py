@@ -51,6 +51,15 @@ NOTES = {
     " printed ones for a reason not found.",
 }
 
+RECONSTRUCTION = (
+    "A reconstruction from the paper, fitted to the published sizes: neither code nor weights were published, and the"
+    " published accuracies belong to the authors' models."
+)
+UNTAGGED = (
+    "A share page is named for it, but not how many classes the file's head has, so that no tag loads it;"
+    " `attnzoo weights list` has the address."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pattern", default="*", metavar="PATTERN", help="models to list")
@@ -142,14 +151,14 @@ def _row(name: str, errors: dict[str, float | None], notes: list[str]) -> str:
     entry = _published(name)
     params, gmacs = facts["parameters"] / 1e6, facts["gmacs"]
     cells = [
-        f"`{name}`",
+        f"`{name}`{_reconstruction(name, notes)}",
         f"{params:.2f}",
         _figure(entry and entry.params_m, params, name, notes),
         f"{gmacs:.2f}",
         _figure(entry and entry.flops_g, gmacs, name, notes),
         "×".join(str(n) for n in facts["img_size"]),
         _top1(entry),
-        _checkpoint(entry),
+        _checkpoint(entry, notes),
         _parity(name, errors),
     ]
     return f"| {' | '.join(cells)} |"
@@ -173,18 +182,31 @@ def _figure(published: float | None, measured: float, name: str, notes: list[str
         return text
     family = timm.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
     note = NOTES.get(family, f"{family}: more than 1 % from the published figure; no cause known.")
+    return f"{text}{_mark(note, notes)}"
+
+
+def _mark(note: str, notes: list[str]) -> str:
+    """The footnote's mark; a new one comes last."""
     if note not in notes:
         notes.append(note)
-    return f"{text}[^{notes.index(note) + 1}]"
+    return f"[^{notes.index(note) + 1}]"
+
+
+def _reconstruction(name: str, notes: list[str]) -> str:
+    """A footnote where the family's file says that it is no port of published code."""
+    title = (sys.modules[timm.model_entrypoint(name).__module__].__doc__ or "").split("\n")[0]
+    return _mark(RECONSTRUCTION, notes) if "a reconstruction" in title else ""
 
 
 def _top1(entry: Entry | None) -> str:
     return f"{entry.metrics['top1']:.1f}" if entry is not None and "top1" in entry.metrics else "–"
 
 
-def _checkpoint(entry: Entry | None) -> str:
-    if entry is None or entry.model is None or entry.host == "none":
+def _checkpoint(entry: Entry | None, notes: list[str]) -> str:
+    if entry is None or entry.host == "none":
         return "–"
+    if entry.model is None:
+        return f"–{_mark(UNTAGGED, notes)}"
     return f"`{entry.model.partition('.')[2]}`" + (" (share page)" if entry.host == "page" else "")
 
 

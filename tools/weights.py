@@ -196,9 +196,11 @@ def _convert(args: argparse.Namespace) -> int:
     import timm
 
     from .. import zoo  # noqa: F401  registers the models
+    from .evaluation.models import check_name
 
     if not timm.is_model(args.model.split(".")[0]):
         raise UserError(f"there is no model '{args.model}'{did_you_mean(args.model, timm.list_models())}")
+    check_name(args.model)
     state_dict, taken, report = _converted(args)
     dtype = getattr(torch, args.dtype)
     state_dict = {

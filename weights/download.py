@@ -109,7 +109,14 @@ def _by_hand(entry: Entry, path: Path) -> str:
         return f"{get} and put it at {path}"
     out = cache.converted_path(entry, path.parent)
     command = shlex.join(["attnzoo", "weights", "convert", name, entry.file or "FILE", str(out)])
-    return f"{get} in a browser and run: {command}"
+    return f"{get} in a browser{_untagged(entry)} and run: {command}"
+
+
+def _untagged(entry: Entry) -> str:
+    """What to know of a classifier's file that no tagged name loads."""
+    if entry.model is not None or entry.task != "classification":
+        return ""
+    return " (it loads with --checkpoint only; the classes of its head are not stated, 1,000 are tried)"
 
 
 def _download(

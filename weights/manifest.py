@@ -47,7 +47,8 @@ class Entry:
 
     Attributes:
         id: Unique name; equal to ``model`` where there is one.
-        model: timm name with tag that loads this checkpoint with ``pretrained=True``, or None.
+        model: timm name with tag that loads this checkpoint with ``pretrained=True``, or None, as where nobody says
+            how many classes the head has.
         backbone: Zoo model, without tag, that the figures belong to, or None.
         host: ``"direct"`` for a file that a program can fetch, ``"page"`` for a share page, ``"none"`` for figures
             without a checkpoint.
@@ -90,6 +91,8 @@ class Entry:
 def _entry(row: dict[str, Any]) -> Entry:
     values = {field.name: row[field.name] for field in fields(Entry) if field.name != "keys_sha256"}
     values["keys_sha256"] = row.get("keys_sha256")
+    if row["num_classes"] is None:
+        values["model"] = None  # no model can be made that it is sure to fit
     return Entry(**{**values, "mirrors": tuple(Mirror(**mirror) for mirror in row["mirrors"])})
 
 
@@ -110,8 +113,17 @@ def find(name: str) -> Entry:
         if name in (entry.id, entry.model):
             return entry
     for entry in rows:
-        if entry.model is not None and entry.model.split(".")[0] == name:
+        if entry.task == "classification" and entry.host != "none" and entry.id.split(".")[0] == name:
             return entry
+    if name.endswith(".untrained"):
+        raise CheckpointError(_untrained(name.removesuffix(".untrained")))
     near = difflib.get_close_matches(name, [entry.id for entry in rows], n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise CheckpointError(f"no published checkpoint is called '{name}'{hint} ('attnzoo weights list' shows all)")
+
+
+def _untrained(base: str) -> str:
+    """Why timm's tag of a model without weights has none, and where a file is that has no tag."""
+    shared = [entry.id for entry in entries() if entry.backbone == base and entry.host == "page" and not entry.model]
+    hint = f"; 'attnzoo weights pull {shared[0]}' says how to get a file" if shared else ""
+    return f"{base} has no published weights to load by name{hint}"

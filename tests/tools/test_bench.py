@@ -229,6 +229,7 @@ def test_a_wrong_gradient_gets_no_time(capsys, monkeypatch):
     [
         (["ops", "flow_atention"], "no op is called flow_atention; did you mean flow_attention"),
         (["ops", "--case", "1 token"], "--case '1 token' is in no description"),
+        (["ops", "strip_attention", "--case", "7x7"], "is in no description: 3136 tokens to 49"),
         (["ops", "--threads", "0"], "--threads is 0; at least 1"),
         (["ops", "--batch", "-1"], "--batch is -1; at least 1"),
         (["ops", "--json", "nowhere/ops.json"], "nowhere/ops.json cannot be written"),
@@ -242,6 +243,13 @@ def test_a_wrong_gradient_gets_no_time(capsys, monkeypatch):
 def test_bad_input(words, message, capsys):
     assert main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_case_may_be_typed_without_a_cross(tmp_path):
+    file = tmp_path / "ops.json"
+    words = ["dynamic_depthwise_conv", "--case", "14x14", "--batch", "1", "--repeat", "1", "--json", str(file)]
+    assert main(["bench", "ops", *words]) == 0
+    assert [row["case"][:5] for row in read_report(file)["rows"]] == ["14×14"]
 
 
 def test_models(tmp_path):

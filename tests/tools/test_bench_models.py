@@ -165,6 +165,7 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path: Path, capsys) -> Non
         (["--csv", "nowhere/models.csv"], "nowhere/models.csv cannot be written"),
         (["--device", "cpu,abacus"], "--device abacus: "),
         (["--models", "van_b00"], "no model is called van_b00; did you mean van_b0"),
+        (["van_b0.nope"], "van_b0 has no weights with the tag nope; it has in1k"),
     ],
 )
 def test_bad_input(words: list[str], message: str, capsys) -> None:

@@ -70,6 +70,15 @@ def test_time_and_memory_against_resolution(tmp_path: Path, drawn: list) -> None
     assert "an abacus, 1 thread, float32, batch 4" in drawn[0].get_supxlabel()
 
 
+@pytest.mark.parametrize("sizes", [(224, 448), (32, 40, 56), (100, 2000)], ids=str)
+def test_axes_have_numbers(sizes: tuple[int, ...], tmp_path: Path, drawn: list) -> None:
+    file = write(tmp_path / "a.json", ["van_b0", "convnext_tiny"], sizes)
+    assert main(["bench", "plot", str(file), "--output", str(tmp_path / "a.png")]) == 0
+    for axes in drawn[0].axes:
+        low, high = axes.get_ylim()
+        assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
+
+
 def test_accuracy_against_throughput(tmp_path: Path, drawn: list, capsys) -> None:
     file = write(tmp_path / "a.json", ["van_b0", "s2aformer_mini", "vit_small_patch16_224"], sizes=(224,))
     assert main(["bench", "plot", str(file), "--output", str(tmp_path / "a.svg")]) == 0

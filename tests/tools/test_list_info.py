@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 
+import attnzoo
 from attnzoo.tools.info import describe
 from attnzoo.tools.main import main
+from attnzoo.weights.sizes import PARAMETERS
 from attnzoo.zoo import list_models
 
 
@@ -31,7 +34,49 @@ def test_list_shows_published_figures(capsys):
     (nano,) = json.loads(printed(capsys, "list", "biformer_nano", "--json"))
     assert 0 < nano["params_m"] < 1
     (line,) = [line for line in printed(capsys, "list", "biformer*").splitlines() if line.startswith("biformer_tiny ")]
-    assert line.split() == ["biformer_tiny", "13.10", "81.40", "224", "in1k"]
+    assert line.split() == ["biformer_tiny", "13.14", "81.40", "224", "in1k"]
+
+
+def test_list_shows_the_measured_sizes_of_the_table_of_models(capsys, monkeypatch):
+    monkeypatch.setattr(timm, "create_model", None)  # a list of all takes no building
+    table = Path(attnzoo.__file__).with_name("docs") / "models.md"
+    rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    lines = [line.split() for line in printed(capsys, "list").splitlines()[1:]]
+    assert {line[0]: line[1] for line in lines} == {row[1].split("`")[1]: row[3] for row in rows}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dinat_large_11x11", "dinat_large.shi_in22k", "overlock_base.in1k_reparam", "biformer_nano", "s2aformer_xs"],
+)
+def test_the_sizes_are_those_of_the_models(name):
+    with torch.device("meta"):
+        assert PARAMETERS[name] == sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+
+
+def test_every_model_has_a_size_and_only_known_weights_their_own():
+    assert [name for name in PARAMETERS if "." not in name] == list_models()
+    assert {name for name in PARAMETERS if "." in name} <= set(timm.list_pretrained())
+
+
+def test_list_counts_a_model_that_has_no_recorded_size(capsys, monkeypatch):
+    size = PARAMETERS["dinat_nano"]
+    monkeypatch.delitem(PARAMETERS, "dinat_nano")
+    assert json.loads(printed(capsys, "list", "dinat_nano", "--json"))[0]["params_m"] == size / 1e6
+
+
+def test_list_sizes_weights_with_their_own_head(capsys):
+    rows = json.loads(printed(capsys, "list", "dinat_large", "--pretrained", "--json"))
+    assert {row["name"].partition(".")[2]: round(row["params_m"], 2) for row in rows} == {
+        "shi_in22k": 232.98,
+        "shi_in22k_ft_in1k": 200.94,
+    }
+
+
+def test_list_help_shows_no_empty_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["list", "--help"])
+    assert "default" not in capsys.readouterr().out
 
 
 def test_list_pattern_is_a_glob_or_a_part(capsys):
@@ -103,6 +148,13 @@ def test_info_names_the_checkpoints(capsys):
     assert "64 /4, 128 /8, 256 /16, 512 /32" in text
     assert "torch.utils.flop_counter" in text
     assert "top1 81.8" in text
+
+
+@pytest.mark.parametrize("name", ["van_b4.in1k", "flowformer.in1k"])
+def test_info_says_where_a_file_without_a_name_is(capsys, name):
+    text = printed(capsys, "info", name.partition(".")[0])
+    assert f"{name}: share page, licence" in text
+    assert "None" not in text
 
 
 def test_bundled_weights_are_listed(capsys):

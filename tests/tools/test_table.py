@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 
 import attnzoo
 from attnzoo.tools.main import main
@@ -23,13 +24,29 @@ def test_every_model_has_a_row() -> None:
     assert sorted(_rows(TABLE)) == sorted(attnzoo.zoo.list_models())
 
 
-@pytest.mark.parametrize("pattern", ["*_nano", "overlock_xt", "flowformer", "mavit_tiny", "nat_mini", "s2aformer_mini"])
+@pytest.mark.parametrize(
+    "pattern", ["*_nano", "overlock_xt", "flowformer", "mavit_tiny", "nat_mini", "s2aformer_mini", "van_b4"]
+)
 def test_the_table_is_what_the_command_writes(pattern: str) -> None:
     fresh = models_table(pattern)
     wanted = _rows(fresh)
     assert wanted
     assert {name: _rows(TABLE)[name] for name in wanted} == wanted
     assert TABLE.startswith(fresh[: fresh.index("| `")])
+
+
+def test_reconstructions_are_marked_as_such() -> None:
+    notes = dict(re.findall(r"^\[\^(\d+)\]: (.*)$", TABLE, re.MULTILINE))
+    marked = dict(re.findall(r"^\| `(\w+)`\[\^(\d+)\]", TABLE, re.MULTILINE))
+    assert list(marked) == attnzoo.zoo.list_models("s2aformer_*")
+    assert all(notes[number].startswith("A reconstruction") for number in marked.values())
+
+
+def test_weights_that_no_tag_loads_are_not_offered() -> None:
+    rows = _rows(TABLE)
+    assert all(" –[^] | " in rows[name] and "share page" not in rows[name] for name in ("van_b4", "van_b5", "van_b6"))
+    offered = {f"{name}.{tag}" for name, row in rows.items() for tag in re.findall(r"\| `(\w+)`(?: \(| \|)", row[3:])}
+    assert offered <= set(timm.list_pretrained())
 
 
 def test_the_summary_is_what_the_command_writes() -> None:

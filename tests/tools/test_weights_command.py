@@ -156,6 +156,17 @@ def test_pull_of_a_share_page_names_it_and_what_to_run(attnzoo, tmp_path):
     assert f"attnzoo weights convert biformer_tiny.in1k biformer_tiny_in1k.pth {out}" in error
 
 
+def test_a_shared_file_that_no_tag_loads_is_converted_by_its_models_name(attnzoo, tmp_path):
+    status, _, error = attnzoo("pull", "van_b4.in1k", "--cache-dir", tmp_path)
+    out = tmp_path / "van_b4.in1k.safetensors"
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"attnzoo weights convert van_b4 FILE {out}\n" in error
+    assert "(it loads with --checkpoint only; the classes of its head are not stated, 1,000 are tried)" in error
+    torch.save({"state_dict": timm.create_model("van_b4").state_dict()}, tmp_path / "b4.pth")
+    assert attnzoo("convert", "van_b4", tmp_path / "b4.pth", out)[0] == 0
+    assert attnzoo("pull", "van_b4.in1k", "--cache-dir", tmp_path)[:2] == (0, f"{out}\n")
+
+
 def test_convert_writes_the_models_own_names(attnzoo, tmp_path, vit_file):
     out = tmp_path / "out.safetensors"
     status, text, error = attnzoo("convert", "test_vit", vit_file, out)
@@ -209,6 +220,8 @@ def test_convert_of_what_does_not_fit_writes_nothing(attnzoo, tmp_path, vit_file
         ("test_vit", "there.safetensors", "there.safetensors", "OUT and FILE are the same"),
         ("test_vit", "nowhere.pth", "out.safetensors", "nowhere.pth: no such file"),
         ("biformer_tyni", "vit.pth", "out.safetensors", "no model 'biformer_tyni'; did you mean biformer_tiny"),
+        ("van_b4.in1k", "vit.pth", "out.safetensors", "van_b4 has no weights with the tag in1k; it has none"),
+        ("van_b0.nope", "vit.pth", "out.safetensors", "van_b0 has no weights with the tag nope; it has in1k"),
     ],
 )
 def test_convert_refuses_before_the_work(attnzoo, tmp_path, vit_file, model, file, out, words):

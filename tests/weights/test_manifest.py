@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import timm
 
+import attnzoo.zoo  # noqa: F401  registers the models
 from attnzoo.weights import CheckpointError
 from attnzoo.weights.manifest import entries, find
 
@@ -100,6 +102,11 @@ def test_some_rows_by_hand(name, dataset, pretrain, classes, resolution, top1):
     entry = find(name)
     assert (entry.dataset, entry.pretrain, entry.num_classes) == (dataset, pretrain, classes)
     assert (entry.resolution, entry.metrics.get("top1")) == (resolution, top1)
+
+
+def test_every_model_is_a_tag_that_loads():
+    assert {entry.model for entry in entries() if entry.model} <= set(timm.list_pretrained())
+    assert find("van_b4").model is None
 
 
 def test_licences_that_nobody_stated_are_not_made_up():

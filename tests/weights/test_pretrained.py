@@ -55,6 +55,16 @@ def test_an_unknown_name_is_an_error():
         pretrained_state_dict("resnet50.a1_in1k")
 
 
+def test_a_model_without_a_tag_says_where_a_file_is():
+    with pytest.raises(CheckpointError) as error:
+        timm.create_model("van_b4", pretrained=True)
+    assert str(error.value) == (
+        "van_b4 has no published weights to load by name; 'attnzoo weights pull van_b4.in1k' says how to get a file"
+    )
+    with pytest.raises(CheckpointError, match="s2aformer_mini has no published weights to load by name$"):
+        timm.create_model("s2aformer_mini", pretrained=True)
+
+
 def test_a_bundled_file_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "_BUNDLED", tmp_path)
     assert pretrained_file("net.digits") is None

@@ -62,6 +62,7 @@ def resolution(points: "list[Point]", captions: list[str]) -> "Figure":
         axes.set_yscale("log")
         axes.set_xticks(sides, [f"{side:.0f}" for side in sides])
         axes.minorticks_off()
+        _label_decades(axes)
         axes.set_xlabel("side of the image (pixels, log)")
         axes.set_ylabel(f"{label} (log)")
     times.set_title("Time against image size", loc="left")
@@ -92,6 +93,15 @@ def _figure(panels: int, height: float) -> "tuple[Figure, list[Axes]]":
         each.grid(color="0.9")
         each.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)
+
+
+def _label_decades(axes: "Axes") -> None:
+    """Numbers on a logarithmic axis of y, however short it is."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _finish(figure: "Figure", captions: list[str]) -> "Figure":

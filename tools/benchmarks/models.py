@@ -188,8 +188,12 @@ def _add_floors(rows: list[dict[str, Any]], best: "Ceilings") -> None:
 def _check_names(names: list[str]) -> None:
     import timm
 
+    from ..evaluation.models import check_name
+
     if unknown := [name for name in names if not timm.is_model(name)]:
         raise UserError(f"no model is called {unknown[0]}{did_you_mean(unknown[0], timm.list_models())}")
+    for name in names:
+        check_name(name)
 
 
 def _prepare(args: argparse.Namespace) -> list[Setup]:

@@ -31,9 +31,13 @@ def run(args: argparse.Namespace) -> int:
 
     if unknown := [op for op in args.ops if op not in OPS]:
         raise UserError(f"no op is called {unknown[0]}{did_you_mean(unknown[0], OPS)}; known: {', '.join(OPS)}")
-    cases = [case for case in CASES if (not args.ops or case.op in args.ops) and args.case in case.label]
+    known = [case for case in CASES if not args.ops or case.op in args.ops]
+    # A keyboard has no ×.
+    wanted = args.case.replace("x", "×")
+    cases = [case for case in known if wanted in case.label]
     if not cases:
-        raise UserError(f"--case {args.case!r} is in no description, such as {CASES[0].label!r}")
+        labels = dict.fromkeys(case.label for case in known)
+        raise UserError(f"--case {args.case!r} is in no description: {'; '.join(labels)}")
     device = prepare(args)
     best = ceilings(device, getattr(torch, args.dtype))
     report = {"subject": "ops", "setting": {**setting(args, device), **best.facts()}, "rows": []}
