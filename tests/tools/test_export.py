@@ -1,7 +1,9 @@
 """``attnzoo export``: what is written, what is checked before it gets its name, and what is refused."""
 
 import json
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 
 from attnzoo.tools.data.digits import digits_dataset
 from attnzoo.tools.exporting import check, formats, job, sweep
-from attnzoo.tools.exporting.program import NotDynamic, other_size, trace
+from attnzoo.tools.exporting.program import NotDynamic, open_sizes, other_size, trace
 from attnzoo.tools.main import main
 
 # timm's own toy models, for what does not depend on the zoo's layers.
@@ -89,13 +91,16 @@ def test_photographs_of_scikit_image(tmp_path: Path, capsys) -> None:
 
 def test_pt2(tmp_path: Path) -> None:
     path = tmp_path / "digits.pt2"
-    assert export("dinat_nano.digits", "--format", "pt2", "--output", path) == 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Converting a tensor with requires_grad")
+        assert export("dinat_nano.digits", "--format", "pt2", "--output", path) == 0
     images, _ = digits(5)
     extra = {"metadata.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
     with torch.no_grad():
         truth = timm.create_model("dinat_nano", pretrained=True).eval()(images)
     torch.testing.assert_close(program(images), truth, rtol=1e-4, atol=1e-5)
+    assert not formats.open_file(path)(images)[0].requires_grad
     assert json.loads(extra["metadata.json"])["model"] == "dinat_nano.digits"
 
 
@@ -113,17 +118,30 @@ def test_feature_maps(tmp_path: Path) -> None:
 def test_any_size_where_the_architecture_allows_it(tmp_path: Path, capsys) -> None:
     path = tmp_path / "any.onnx"
     assert export(CONVNEXT, "--random-weights", "--dynamic-size", "--output", path) == 0
-    assert "batch 3, 96×128" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(f"batch 3, {size}: " in printed for size in ("256×224", "205×219", "96×128"))
     assert session(path).run(None, {"images": np.zeros((1, 3, 64, 224), np.float32)})[0].shape == (1, 1000)
+    assert session(path).get_inputs()[0].shape == ["batch", 3, "height", "width"]
 
 
-def test_a_fixed_size_where_it_does_not(tmp_path: Path, capsys) -> None:
-    path = tmp_path / "fixed.pt2"
-    assert (
-        export("vit_tiny_patch16_224", "--random-weights", "--dynamic-size", "--format", "pt2", "--output", path) == 0
-    )
-    assert "vit_tiny_patch16_224 is made for one image size at a time, 224x224 here: " in capsys.readouterr().out
-    assert path.exists()
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dinat_nano.digits"],  # its windows are as large as the map
+        ["dinat_nano.digits", "--format", "pt2"],
+        ["biformer_nano", "--random-weights", "--img-size", 64],  # at multiples of 32 alone
+        ["vit_tiny_patch16_224", "--random-weights"],
+    ],
+)
+def test_a_fixed_size_where_it_does_not(words: list, tmp_path: Path, capsys) -> None:
+    path = tmp_path / ("fixed.pt2" if "pt2" in words else "fixed.onnx")
+    assert export(*words, "--dynamic-size", "--output", path) == 0
+    printed = capsys.readouterr().out
+    assert f"{words[0]} is made for one image size at a time, " in printed and " here: " in printed
+    assert "batch 3, " in printed and path.exists()
+    if path.suffix == ".onnx":
+        batch, channels, *size = session(path).get_inputs()[0].shape
+        assert (batch, channels) == ("batch", 3) and all(isinstance(side, int) for side in size)
 
 
 def test_tracing_an_open_size_ends_in_time(monkeypatch) -> None:
@@ -172,6 +190,20 @@ def test_nothing_is_left_of_a_failed_export(error, status: int, tmp_path: Path, 
     monkeypatch.setattr(job, "write", write)
     assert export(VIT, "--random-weights", "--format", "pt2", "--output", tmp_path / "vit.pt2") == status
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_a_folder_that_takes_no_files(capsys) -> None:
+    assert export(VIT, "--random-weights", "--output", "/proc/x.onnx") == 2
+    error = capsys.readouterr().err
+    assert "/proc/x.onnx cannot be written: name a file in a folder" in error and error.count("\n") == 1
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)), job.temporary(tmp_path / "a.onnx"):
+        signal.raise_signal(signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_differences() -> None:
@@ -264,3 +296,12 @@ def test_all_models_keep_files_in_a_folder(tmp_path: Path) -> None:
 
 def test_other_sizes() -> None:
     assert [other_size(size) for size in ((224, 224), (384, 384), (32, 32))] == [(160, 192), (288, 320), (32, 32)]
+
+
+@pytest.mark.parametrize("img_size", [(32, 32), (64, 64), (96, 99), (224, 224)])
+def test_sizes_that_an_open_size_is_compared_at(img_size: tuple[int, int]) -> None:
+    (height, width), odd, *smaller = open_sizes(img_size)
+    assert height > img_size[0] and width > img_size[1] and height != width + img_size[0] - img_size[1]
+    assert height % 32 == width % 32 == 0 and odd[0] % 2 == odd[1] % 2 == 1
+    assert odd[0] > img_size[0] and odd[1] > img_size[1]
+    assert smaller == ([(160, 192)] if img_size == (224, 224) else [])

@@ -21,6 +21,8 @@ SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 
+_AXES = {0: "batch", 2: "height", 3: "width"}
+
 Run = Callable[[Tensor], list[Tensor]]
 
 
@@ -71,7 +73,14 @@ def write(program: ExportedProgram, path: Path, facts: dict[str, str], opset: in
     with silence():
         try:
             written = torch.onnx.export(
-                program, (), dynamo=True, opset_version=opset, input_names=["images"], verbose=False, optimize=False
+                program,
+                (),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["images"],
+                dynamic_shapes=(_open_axes(program),),
+                verbose=False,
+                optimize=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
@@ -95,7 +104,7 @@ def open_file(path: Path) -> Run:
     """
     if path.suffix == SUFFIXES["pt2"]:
         module = torch.export.load(path).module()
-        return lambda images: _listed(module(images))
+        return lambda images: run_model(module, images)
     runtime = import_extra("onnxruntime", extra="export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -112,6 +121,13 @@ def run_model(model: nn.Module, images: Tensor) -> list[Tensor]:
     """What the model itself gives, as :func:`open_file`'s function does."""
     with torch.no_grad():
         return _listed(model(images))
+
+
+def _open_axes(program: ExportedProgram) -> dict[int, str]:
+    """The axes of the images whose length is open, and what they are called in the file."""
+    (name,) = program.graph_signature.user_inputs
+    (images,) = (node.meta["val"] for node in program.graph.find_nodes(op="placeholder") if node.name == name)
+    return {axis: label for axis, label in _AXES.items() if isinstance(images.shape[axis], torch.SymInt)}
 
 
 def _fix_strides(program: ExportedProgram) -> None:

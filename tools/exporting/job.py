@@ -1,17 +1,21 @@
 """One export: traced, written under a temporary name, compared with the model, and only then put in its place."""
 
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from torch import nn
 
+from ..cli import UserError
 from .check import Comparison, compare
 from .formats import DEFAULT_OPSET, SUFFIXES, open_file, write
-from .program import NotDynamic, example, other_size, trace
+from .program import NotDynamic, example, open_sizes, trace
 
 # The traced batch is 2: a batch of 1 would be taken for a constant.
 _TRACED_BATCH = 2
@@ -76,7 +80,7 @@ def export(model: nn.Module, request: Request, facts: dict[str, str], path: Path
     batches = (1, 3) if request.dynamic_batch else (_TRACED_BATCH,)
     cases = [(batch, request.img_size) for batch in batches]
     if request.dynamic_size and outcome.fixed_because is None:
-        cases += [(batches[-1], other_size(request.img_size))]
+        cases += [(batches[-1], img_size) for img_size in open_sizes(request.img_size)]
     outcome.comparisons = compare(open_file(path), model, request.channels, cases)
     outcome.size = path.stat().st_size
     return outcome
@@ -84,14 +88,41 @@ def export(model: nn.Module, request: Request, facts: dict[str, str], path: Path
 
 @contextmanager
 def temporary(target: Path) -> Iterator[Path]:
-    """A name beside ``target`` for what is not yet known to be good; whatever is left under it at the end goes."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    """A name beside ``target`` for what is not yet known to be good; whatever is left under it at the end goes.
+
+    Raises:
+        UserError: the folder takes no files, though its permissions say so (as in /proc).
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    except OSError:
+        raise UserError(
+            f"{target} cannot be written: name a file in a folder that is there and can be written to"
+        ) from None
     os.close(handle)
     path = Path(name)
     try:
-        yield path
+        with _exit_on_sigterm():
+            yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program through its ``finally`` blocks, with the status that a shell gives to it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def settle(path: Path, target: Path, good: bool) -> Path:

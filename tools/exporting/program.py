@@ -49,6 +49,16 @@ def other_size(img_size: Sequence[int]) -> tuple[int, int]:
     return max(32, height * 3 // 4 // 32 * 32), max(32, width * 9 // 10 // 32 * 32)
 
 
+def open_sizes(img_size: Sequence[int]) -> list[tuple[int, int]]:
+    """What a program of open size has to compute too: a larger multiple of 32, an odd size, and a smaller one.
+
+    The smaller one is left out for small images: a side of one pixel in the last stage is a program of its own.
+    """
+    height, width = (side // 32 * 32 for side in img_size)
+    sizes = [(height + 96, width + 64), (height + 45, width + 59)]
+    return [*sizes, other_size(img_size)] if min(img_size) >= 128 else sizes
+
+
 def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = True, dynamic_size: bool = False) -> ExportedProgram:
     """The program of a model in evaluation mode.
 
@@ -68,9 +78,10 @@ def trace(model: nn.Module, images: Tensor, dynamic_batch: bool = True, dynamic_
     try:
         with torch.no_grad(), _time_limit(_DYNAMIC_SIZE_SECONDS):
             program = torch.export.export(model, (images,), dynamic_shapes=(axes,))
-            # A program may carry conditions on the size that only show when it runs on another.
-            height, width = other_size(images.shape[2:])
-            program.module()(images[:, :, :height, :width])
+            # A program may carry conditions on the size that only show when it runs on another; ONNX would lose them.
+            module = program.module()
+            for img_size in open_sizes(images.shape[2:]):
+                module(example(len(images), img_size, images.shape[1]))
             return program
     except _TimeIsUpError:
         raise NotDynamic(f"torch.export found no program in {_DYNAMIC_SIZE_SECONDS:.0f} s") from None
