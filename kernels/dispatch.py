@@ -73,7 +73,8 @@ def _in_first_dtype(run: Callable[..., Any]) -> Callable[..., Any]:
 
     def run_in(*args: Any) -> Any:
         out = run(*args)
-        return out.to(args[0].dtype) if isinstance(out, torch.Tensor) else out
+        lowered = isinstance(out, torch.Tensor) and out.dtype != args[0].dtype
+        return out.to(args[0].dtype) if lowered else out
 
     return run_in
 
