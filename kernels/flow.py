@@ -61,8 +61,7 @@ def flow_attention(
     Raises:
         TypeError: no tensors, not floating point, different dtypes, or constants that are no numbers.
         ValueError: wrong ranks, shapes that do not match, no token, different devices, lengths that differ in the
-            causal form, or a constant that is negative or
-            not finite.
+            causal form, or a constant that is negative or not finite.
     """
     return _op(q, k, v, causal=causal, eps=eps, outer_eps=outer_eps)
 

@@ -61,10 +61,9 @@ How to read the tables of models, all of them with random weights:
 What the goals below are, and what they are not: they were set by timings of both forms on two threads of an AVX-512
 processor. How far a form is ahead depends on the processor: PyTorch's matrix products come from MKL, which takes slower
 ways on processors that are not Intel's, and what both sides spend on products no form can save. Two sections were
-measured on an AMD processor, on one thread: its second CPU does not add a core's work to that of the first (large
-matrix products went 1.2 and 1.7 times as fast on two threads, in two runs). How far a form is ahead depends on the
-run, too, where it makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54 in
-another at 14×14, on the same machine.
+measured on an AMD processor, on one thread alone: its two CPUs seem to share a core. How far a form is ahead depends on
+the run, too, where it makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54
+in another at 14×14, on the same machine.
 
 The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
 both sides share, can take more than the goal leaves. That of causal flow attention was set for its largest product
