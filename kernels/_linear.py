@@ -14,10 +14,16 @@ from ._chunks import in_chunks
 _COPIES = 4
 
 
+@torch.compiler.assume_constant_result
+def _has_autocast(kind: str) -> bool:
+    # Asked while programs are made: Dynamo of PyTorch 2.10 and 2.11 cannot look into this function.
+    return torch.amp.is_autocast_available(kind)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager:
     """A context in which autocast does not lower the precision of matrix products."""
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _has_autocast(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 

@@ -5,7 +5,6 @@ the coefficients' softmax is cut and not normalised again, and the class token a
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from timm.layers import resample_abs_pos_embed, trunc_normal_
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..kernels import sparse_attention
 from ..kernels._chunks import in_chunks
+from ..kernels._linear import full_precision
 from ..kernels.sparse import largest_entries, top_mask
 
 
@@ -26,12 +26,6 @@ def resample_mixing(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, i
     table = resample_tokens(table, grid, new_grid)
     share = grid[0] * grid[1] / (new_grid[0] * new_grid[1])
     return torch.cat([table[:1], table[1:] * share])
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 class ConnectivityPredictor(nn.Module):
@@ -116,7 +110,7 @@ class ConnectivityPredictor(nn.Module):
             keep: bool [B, N - 1], the patches not dropped before.
         """
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        with _no_autocast(q.device.type):
+        with full_precision(q.device):
             return self._estimate(q.to(dtype), k.to(dtype), grid, keep)
 
     def _estimate(

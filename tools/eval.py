@@ -132,8 +132,12 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.img_size and len(args.img_size) > 2:
         raise UserError(f"--img-size takes one or two numbers, not {len(args.img_size)}")
-    if args.std and min(args.std) <= 0:
-        raise UserError(f"--std {min(args.std)} must be above 0")
+    for value in args.mean or ():
+        if not 0 <= value <= 1:
+            raise UserError(f"--mean {value:g} is not of 0 to 1, as pixels are here: divide by 255 what is of 0 to 255")
+    for value in args.std or ():
+        if not 0 < value <= 1:
+            raise UserError(f"--std {value:g} must be above 0 and at most 1: divide by 255 what is of 0 to 255")
     if args.resume and not args.results:
         raise UserError("--resume needs --results FILE, the file of the run to go on with")
     if args.resume and args.overwrite:

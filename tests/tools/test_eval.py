@@ -208,6 +208,9 @@ def test_nan_weights_are_refused(tmp_path, capsys):
     [
         (["--img-size", "1", "2", "3"], "one or two numbers"),
         (["--std", "0", "1", "1"], "must be above 0"),
+        (["--std", "nan", "1", "1"], "must be above 0"),
+        (["--std", "58.395", "57.12", "57.375"], "--std 58.395 must be above 0 and at most 1: divide by 255"),
+        (["--mean", "123.675", "116.28", "103.53"], "--mean 123.675 is not of 0 to 1"),
         (["--mean", "0.5", "0.5"], "1 or 3 numbers"),
         (["--resume"], "--resume needs --results"),
         (["--checkpoint-key", "ema"], "needs --checkpoint"),
