@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite gpu on-gpu natten-peer bench clean faults fuzz browser app-picture
+.PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite natten-peer bench clean faults fuzz \
+  browser app-picture gpu on-gpu gpu-tests gpu-ops gpu-ops-forward gpu-ops-backward gpu-layers gpu-models \
+  gpu-models-backward gpu-resolution gpu-compiled gpu-models-compiled gpu-neighborhood-compiled gpu-memcheck
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || \
@@ -109,27 +111,56 @@ PATTERN ?= *
 timm-suite: $(VENV)/.installed-dev
 	$(BIN)/python tests/timm_suite/run.py "$(PATTERN)" -n $(JOBS)
 
-# On a GPU: the interpreter's cases natively, once more under compute-sanitizer, then every figure of docs/benchmarks.md
-# that needs one. Without PyTorch's cache every tensor is an allocation of its own, whose bounds the sanitizer sees.
+# On a GPU: the interpreter's cases natively, every figure of docs/benchmarks.md that needs one, and the cases once more
+# under compute-sanitizer. A part that fails does not keep the others from running, and each can be had by itself, on a
+# machine with an environment of its own by GPU_PYTHON=python3. Most of the time goes to compiling, on GPU_JOBS processes.
+GPU_JOBS ?= 8
+GPU_PYTHON ?= $(BIN)/python
 GPU_MODELS := biformer_tiny dinat_tiny overlock_tiny mavit_tiny
+BENCH_GPU := --device cuda --dtype bfloat16
 gpu: $(VENV)/.installed-dev
-	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(MAKE) on-gpu; \
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(MAKE) --keep-going on-gpu; \
 	else echo "make gpu: no GPU here, nothing to run"; fi
 
-on-gpu:
-	$(BIN)/python -m pytest tests/interp
-	@if command -v compute-sanitizer >/dev/null; then \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
-	    $(BIN)/python -m pytest tests/interp -q --timeout 0; \
-	else echo "make gpu: compute-sanitizer is not on PATH (the CUDA toolkit has it); memory was not checked"; fi
-	$(BIN)/attnzoo bench ops --device cuda --dtype bfloat16 --batch 128 --json results/gpu-ops.json
-	$(BIN)/attnzoo bench ops --device cuda --dtype bfloat16 --batch 128 --backward --json results/gpu-ops-backward.json
-	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 128 --backend auto,torch --compile \
-	  --json results/gpu-models.json
-	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 32 --backend auto,torch --backward \
+on-gpu: gpu-tests gpu-ops gpu-models gpu-compiled gpu-memcheck
+
+gpu-tests:
+	$(GPU_PYTHON) -m pytest tests/interp -n $(GPU_JOBS)
+
+gpu-ops: gpu-ops-forward gpu-ops-backward gpu-layers
+gpu-ops-forward:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench ops $(BENCH_GPU) --batch 128 --json results/gpu-ops.json
+gpu-ops-backward:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench ops $(BENCH_GPU) --batch 128 --backward --json results/gpu-ops-backward.json
+gpu-layers:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench layers $(BENCH_GPU) --batch 128 --json results/gpu-layers.json
+
+gpu-models: gpu-models-backward gpu-resolution
+gpu-models-backward:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench models $(GPU_MODELS) $(BENCH_GPU) --batch 32 --backend auto,torch --backward \
 	  --json results/gpu-models-backward.json
-	$(BIN)/attnzoo bench models $(GPU_MODELS) --device cuda --dtype bfloat16 --batch 2 --img-size 224,512,1024,2048 \
+gpu-resolution:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench models $(GPU_MODELS) $(BENCH_GPU) --batch 2 --img-size 224,512,1024,2048 \
 	  --json results/gpu-resolution.json
+
+gpu-compiled: gpu-models-compiled gpu-neighborhood-compiled
+gpu-models-compiled:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench models $(GPU_MODELS) $(BENCH_GPU) --batch 128 --backend auto,torch --compile \
+	  --json results/gpu-models.json
+gpu-neighborhood-compiled:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench ops neighborhood_attention $(BENCH_GPU) --batch 128 --compile \
+	  --json results/gpu-neighborhood-compiled.json
+
+# Without PyTorch's cache every tensor is an allocation of its own, whose bounds the sanitizer sees; each process says in a
+# file of its own what it found.
+gpu-memcheck:
+	@command -v compute-sanitizer >/dev/null || \
+	  { echo "make gpu-memcheck: compute-sanitizer is not on PATH (the CUDA toolkit has it); memory was not checked"; exit 1; }
+	rm -rf build/memcheck && mkdir -p build/memcheck
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --target-processes all --error-exitcode 1 \
+	  --log-file build/memcheck/%p.txt $(GPU_PYTHON) -m pytest tests/interp -q --timeout 0 -n $(GPU_JOBS)
+	@cat build/memcheck/*.txt | grep -q "ERROR SUMMARY: 0 errors" && \
+	  ! grep -H "ERROR SUMMARY" build/memcheck/*.txt | grep -v "SUMMARY: 0 errors"
 
 # NATTEN 0.14.6's own CPU kernels, beside which PYTHONPATH=build/natten attnzoo bench ops neighborhood_attention times ours.
 natten-peer: $(VENV)/.installed-dev

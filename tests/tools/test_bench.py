@@ -11,7 +11,7 @@ import timm
 import torch
 
 import attnzoo.layers
-from attnzoo.tools.benchmarks import docs, layers, ops, peers, published, published_layers, sides, timing
+from attnzoo.tools.benchmarks import docs, goals, layers, ops, peers, published, published_layers, sides, timing
 from attnzoo.tools.benchmarks.cases import CASES, OPS, Case
 from attnzoo.tools.benchmarks.check import TOLERANCES, Truth
 from attnzoo.tools.benchmarks.models import MODELS, TIMM_MODELS
@@ -205,7 +205,7 @@ def test_a_wrong_form_gets_no_time(factor, tmp_path, capsys, monkeypatch):
     file = tmp_path / "ops.json"
     assert main(["bench", "ops", "strip_attention", "--batch", "1", "--repeat", "1", "--json", str(file)]) == 3
     printed = capsys.readouterr()
-    assert "wrong is off by" in printed.err and "wrong" not in printed.out
+    assert "no time for wrong: off by" in printed.err and "wrong" not in printed.out
     (row,) = read_report(file)["rows"]
     assert {side["form"] for side in row["sides"]} == {"torch", "reference", "published"}
 
@@ -221,7 +221,74 @@ def test_a_wrong_gradient_gets_no_time(capsys, monkeypatch):
     words = ["strip_attention", "--batch", "1", "--repeat", "1"]
     assert main(["bench", "ops", *words]) == 0
     assert main(["bench", "ops", "--backward", *words]) == 3
-    assert "detached is off by" in capsys.readouterr().err
+    assert "no time for detached: off by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [1, 1.001])
+def test_a_peer_in_16_bits_may_be_inexact_but_not_wrong(factor, tmp_path, capsys, monkeypatch):
+    """Rounded between its steps it is off by more than ours may be: that is the peer's own, and the report says it."""
+
+    published = PEERS["strip_attention"]["published"]
+
+    def build(inputs):
+        right = published.build(inputs)
+
+        def run(*tensors):
+            out = right.run(*tensors) * factor
+            return out if out.dtype == torch.float64 else (out * 8).round() / 8
+
+        return Form(run, right.tensors, right.view)
+
+    monkeypatch.setitem(PEERS, "strip_attention", {"rounded": Peer(build)})
+    file = tmp_path / "ops.json"
+    words = ["strip_attention", "--batch", "1", "--repeat", "1", "--dtype", "bfloat16", "--json", str(file)]
+    assert main(["bench", "ops", *words]) == (0 if factor == 1 else 3)
+    assert ("no time for rounded: off by" in capsys.readouterr().err) == (factor != 1)
+    (row,) = read_report(file)["rows"]
+    error = {side["form"]: side["error"] for side in row["sides"]}
+    assert ("rounded" in error) == (factor == 1)
+    assert error.get("rounded", 1) > TOLERANCES["bfloat16"] > error["torch"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory", 0),
+        (ZeroDivisionError("by 0"), "ZeroDivisionError: by 0", 3),
+    ],
+)
+def test_a_peer_that_fails_is_named_and_the_rest_is_timed(error, reason, status, tmp_path, capsys, monkeypatch):
+    def build(inputs):
+        def run(*tensors):
+            raise error
+
+        return Form(run, tuple(inputs[name] for name in "qkv"))
+
+    monkeypatch.setitem(PEERS, "strip_attention", {"failing": Peer(build), **PEERS["strip_attention"]})
+    file, table = tmp_path / "ops.json", tmp_path / "ops.md"
+    words = ["strip_attention", "--batch", "1", "--repeat", "1", "--json", str(file), "--markdown", str(table)]
+    assert main(["bench", "ops", *words]) == status
+    assert f"no time for failing: {reason}" in capsys.readouterr().err
+    (row,) = read_report(file)["rows"]
+    assert {side["form"] for side in row["sides"]} == {"torch", "reference", "published", "SDPA"}
+    assert row["absent"] == [{"form": "failing", "reason": reason}]
+    assert f"|  | failing | none: {reason} |" in table.read_text()
+
+
+def test_a_run_that_ends_early_leaves_the_cases_before(tmp_path, monkeypatch):
+    real, measured = ops.measure, []
+
+    def measure(case, *rest):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case)
+        return real(case, *rest)
+
+    monkeypatch.setattr(ops, "measure", measure)
+    file = tmp_path / "ops.json"
+    words = ["strip_attention", "grouped_query_attention", "--batch", "1", "--repeat", "1", "--json", str(file)]
+    assert main(["bench", "ops", *words]) == 130
+    assert len(read_report(file)["rows"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -300,10 +367,10 @@ def test_goals_are_judged_by_the_peer_they_name():
     side = [{"form": "published", "seconds": 4.0}, {"form": "torch", "seconds": 2.0}]
     row = {"op": case.op, "case": case.label, "sides": side}
     report = {"subject": "ops", "setting": {"backward": False, "compile": False}, "rows": [row]}
-    assert docs.goals(report) == [(f"{case.op}, {case.label}", "published", 50, 2.0)]
-    assert docs.goals({**report, "setting": {"backward": True, "compile": False}}) == []
+    assert goals.goals(report) == [(f"{case.op}, {case.label}", "published", 50, 2.0)]
+    assert goals.goals({**report, "setting": {"backward": True, "compile": False}}) == []
     row["sides"] = side[1:]
-    assert docs.goals(report) == []
+    assert goals.goals(report) == []
 
 
 def test_compiled_goals_are_judged_by_the_compiled_form():
@@ -312,9 +379,37 @@ def test_compiled_goals_are_judged_by_the_compiled_form():
     sides = [{"form": form, "seconds": value} for form, value in seconds.items()]
     row = {"op": case.op, "case": case.label, "sides": sides}
     report = {"subject": "ops", "setting": {"backward": False, "compile": True}, "rows": [row]}
-    assert docs.goals(report) == [(f"{case.op}, {case.label}", "published", 2, 3.0)]
+    assert goals.goals(report) == [(f"{case.op}, {case.label}", "published", 2, 3.0)]
     row["sides"] = sides[:2]
-    assert docs.goals(report) == []
+    assert goals.goals(report) == []
+
+
+def test_goals_on_a_gpu_are_others():
+    case = next(case for case in CASES if case.op == "neighborhood_attention")
+    seconds = {"triton": 1.0, "torch": 4.0, "SDPA, dense mask": 1.5, "gather": 9.0, "natten": 0.1}
+    sides = [{"form": form, "seconds": value, "floor_ratio": 2 * value} for form, value in seconds.items()]
+    row = {"op": case.op, "case": case.label, "sides": sides}
+    setting = {"backward": False, "compile": False, "timer": "CUDA events"}
+    report = {"subject": "ops", "setting": setting, "rows": [row]}
+    head, _, share, ratio = goals.verdicts(report).splitlines()
+    label = f"{case.op}, {case.label}"
+    assert head == "#### Goals for fused kernels: 0 of 2 reached in this run"
+    assert share == f"- {label}: 50% of the floor's speed; at least 60% is the goal: **not reached**."
+    assert ratio == f"- {label}: 1.5 times as fast as `SDPA, dense mask`; at least 2 is the goal: **not reached**."
+    sides[0].update(seconds=0.5, floor_ratio=1.25)
+    assert goals.verdicts(report).count(": reached.") == 2
+    setting["backward"] = True
+    assert goals.verdicts(report) == ""
+
+
+def test_docs_have_a_gpus_reports(tmp_path):
+    root = Path(docs.__file__).parents[2] / "results"
+    (tmp_path / "cpu-ops.json").write_bytes((root / "cpu-ops.json").read_bytes())
+    report = json.loads((root / "cpu-resolution.json").read_text())
+    report["setting"].update(timer="CUDA events", device="NVIDIA H200")
+    (tmp_path / "gpu-resolution.json").write_text(json.dumps(report))
+    text = docs.document(tmp_path)
+    assert "## Models by image size, forward, on a GPU" in text and "No GPU was to be had" not in text
 
 
 def test_report_of_a_layer(tmp_path, capsys):
@@ -327,7 +422,7 @@ def test_report_of_a_layer(tmp_path, capsys):
     (row,) = report["rows"]
     sides = {side["form"]: side for side in row["sides"]}
     assert sides.keys() == {"ours", "published"} and row["difference"] < 1e-12
-    ((label, peer, aim, measured),) = docs.goals(report)
+    ((label, peer, aim, measured),) = goals.goals(report)
     assert (peer, aim, measured) == ("published", 4, sides["published"]["ratio"]) and row["case"] in label
     assert "| `SparsifinerAttention`, 197 tokens" in table.read_text()
 
@@ -359,7 +454,7 @@ def test_docs_say_what_was_not_measured(tmp_path):
     text = docs.document(tmp_path)
     assert "No GPU was to be had" in text and "## Models" not in text and "beside NATTEN" not in text
     report = json.loads((tmp_path / "cpu-ops.json").read_text())
-    for _, _, aim, measured in docs.goals(report):
+    for _, _, aim, measured in goals.goals(report):
         assert (f"at least {aim:g} is the goal: **not reached**" in text) or measured >= aim
     (tmp_path / "cpu-ops.json").write_text("{}")
     assert main(["bench", "docs", "--results", str(tmp_path)]) == 2

@@ -50,6 +50,17 @@ class Truth:
         # max() would pass over a NaN.
         return float(torch.tensor(errors).max())
 
+    def exact_error(self, build: Callable[[Inputs], Form], inputs: Inputs) -> float:
+        """The same for a form that computes in float64, on the first image: what is not its dtype's is a mistake."""
+        out, gradients = self._of(inputs)
+        first = converted(self._first(inputs), torch.float64)
+        form = build(first)
+        with torch.no_grad():
+            errors = [relative_error(form.view(form.run(*form.tensors)), out[:1])]
+        found = self._gradients(build, first, lambda function: function)
+        errors += [relative_error(*pair) for pair in zip(found, gradients, strict=True)]
+        return float(torch.tensor(errors).max())
+
     def _of(self, inputs: Inputs) -> tuple[torch.Tensor, list[torch.Tensor]]:
         key = frozenset(inputs)
         if key not in self._known:

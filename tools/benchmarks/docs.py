@@ -2,11 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..cli import UserError
 from ..files import write_atomic
-from .report import Report, markdown, read_report
+from .goals import verdicts
+from .report import markdown, read_report
 
 _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
@@ -14,6 +14,8 @@ _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
 # The same commands on a processor of another maker.
 _AMD_NAMES = ("ops-amd", "layers-amd")
 _NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, *_AMD_NAMES, "models", "models-backward")
+# What a CPU has pictures of instead, or no use for.
+_GPU_NAMES = (*_NAMES, "neighborhood-compiled", "resolution")
 
 _HEAD = """# Benchmarks
 
@@ -39,13 +41,13 @@ How to read the tables of ops:
   who pays for that depends on where blocks come to lie, and moved ratios by a factor of two from process to process.
   A program of yours gets the same by `MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=33554432` in its
   environment, and keeps the largest blocks, too, by `MALLOC_MMAP_MAX_=0`; `attnzoo eval`, `train` and `diffuse` do.
-- **× ours**: time over that of `torch`; above 1 the form is slower.
+- **× ours**: time over that of the form that the op chooses, `torch` on a CPU; above 1 the form is slower.
 - **× floor**: time over the longer of moving inputs and outputs once at the speed of a large copy, and computing the
   op's products at the speed of a large matrix product, both measured in the same run.
 - **peak MB**: the most that PyTorch's allocator holds during a call beyond its inputs, result included. Scratch memory
   inside oneDNN and MKL is not seen.
 - **error**: against the definition in float64, relative to the norm. It was taken before any time: a form whose error
-  is too large gets no time.
+  is too large gets no time. A form that is not ours may round more often in 16 bits, if it is exact in float64.
 
 How to read the tables of models, all of them with random weights:
 
@@ -119,7 +121,7 @@ def document(results: Path = _RESULTS) -> str:
 
 
 def _reports(results: Path, kind: str) -> list[Path]:
-    paths = (results / f"{kind}-{name}.json" for name in _NAMES)
+    paths = (results / f"{kind}-{name}.json" for name in (_NAMES if kind == "cpu" else _GPU_NAMES))
     return [path for path in paths if path.exists()]
 
 
@@ -128,10 +130,15 @@ def _section(path: Path) -> str:
     setting = report["setting"]
     name = path.stem.partition("-")[2]
     title = {"ops": "Ops", "layers": "Layers", "models": "Models, 224 × 224 pixels"}[report["subject"]]
+    if name == "resolution":
+        title = "Models by image size"
     if name in _NATTEN_NAMES:
         title = "Neighborhood attention beside NATTEN 0.14.6"
     title += ", forward and backward" if setting["backward"] else ", forward"
-    if setting["threads"] > 1:
+    on_gpu = setting["timer"] == "CUDA events"
+    if on_gpu:
+        title += ", on a GPU"
+    elif setting["threads"] > 1:
         title += f", {setting['threads']} threads"
     if setting["compile"]:
         title += ", with torch.compile"
@@ -141,60 +148,4 @@ def _section(path: Path) -> str:
         title += ", NATTEN on one"
     note = {"natten": _NATTEN + "\n", "natten-serial": _NATTEN_SERIAL + "\n"}.get(name, "")
     text = f"## {title}\n\n{note}`{setting['command']} --json results/{path.name}`\n\n{markdown(report)}"
-    if aims := goals(report):
-        text += "\n" + _verdicts(aims, "compiled" if setting["compile"] else "eager")
-    return text
-
-
-def goals(report: Report) -> list[tuple[str, str, float, float]]:
-    """For each goal that a report tells about: the case, the peer, the factor aimed at and the one measured."""
-    from .layers import CASES as LAYERS
-
-    if report["subject"] == "layers":
-        aims = {(case.name, case.label): case.goal for case in LAYERS}
-        rows = [row for row in report["rows"] if not report["setting"]["backward"]]
-        return [
-            (f"{row['layer']}, {row['case']}", side["form"], aims[row["layer"], row["case"]], side["ratio"])
-            for row in rows
-            for side in row["sides"]
-            if side["form"] == "published" and (row["layer"], row["case"]) in aims
-        ]
-    if report["subject"] == "models":
-        return []
-    found = []
-    for row in report["rows"]:
-        seconds = {side["form"]: side["seconds"] for side in row["sides"]}
-        ours, aims = _aims(row, report["setting"])
-        label = f"{row['op']}, {row['case']}"
-        found += [
-            (label, peer, aim, seconds[peer] / seconds[ours])
-            for peer, aim in aims.items()
-            if {peer, ours} <= seconds.keys()
-        ]
-    return found
-
-
-def _aims(row: dict[str, Any], setting: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    """The form that is to be faster, and than which peers by what factor."""
-    from .cases import CASES
-
-    case = next((case for case in CASES if (case.op, case.label) == (row["op"], row["case"])), None)
-    if case is None:
-        return "torch", {}
-    if setting["compile"]:
-        return "torch, compiled", {} if setting["backward"] else case.compiled_goals
-    return "torch", case.backward_goals if setting["backward"] else case.goals
-
-
-def _verdicts(aims: list[tuple[str, str, float, float]], mode: str) -> str:
-    """A line for each goal; those that are not reached say so."""
-    lines = []
-    for case, peer, aim, measured in aims:
-        verdict = "reached" if measured >= aim else "**not reached**"
-        # Not rounded up to a goal that it is below.
-        digits = 4 if measured < aim <= float(f"{measured:.3g}") else 3
-        times = f"{measured:.{digits}g} times as fast as `{peer}`"
-        lines.append(f"- {case}: {times}; at least {aim:g} is the goal: {verdict}.")
-    missed = sum(measured < aim for *_, aim, measured in aims)
-    head = f"#### Goals for {mode} CPU code: {len(aims) - missed} of {len(aims)} reached in this run\n\n"
-    return head + "\n".join(lines) + "\n"
+    return "\n".join([text, verdicts(report)]) if verdicts(report) else text

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from .cases import Case, Inputs
+    from .check import Truth
     from .published import Form
     from .timing import Ceilings
 
@@ -46,8 +47,13 @@ def run(args: argparse.Namespace) -> int:
         if row := measure(case, args, device, best, refused):
             report["rows"].append(row)
             _print(row)
+            finish(args, report)
     finish(args, report)
     return EXIT_INCOMPLETE if refused else EXIT_OK
+
+
+class WrongResult(ValueError):
+    """A form does not compute the op."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,14 @@ class Side:
         build: its form for given arguments.
         without: arguments that it does not take.
         compiled: goes through torch.compile.
+        ours: must be as exact as its dtype allows; of a peer in 16 bits that is its own affair.
     """
 
     name: str
     build: "Callable[[Inputs], Form]"
     without: tuple[str, ...] = ()
     compiled: bool = False
+    ours: bool = True
 
 
 def measure(
@@ -73,40 +81,46 @@ def measure(
     """Checks every form of a case and times those that are right.
 
     Args:
-        refused: gets a line for each form whose result is wrong.
+        refused: gets the name of each form whose result is wrong or that fails, other than for want of memory.
 
     Returns:
-        A row of the report; None where our ``torch`` form itself is wrong.
+        A row of the report; None where the form that the op chooses has no time.
     """
     import torch
 
     from .cases import tensor_bytes
-    from .check import TOLERANCES, Truth
+    from .check import Truth
     from .timing import peak_bytes, take_turns
 
     batch, dtype = args.batch or case.batch, getattr(torch, args.dtype)
     inputs = case.draw(batch, dtype, device)
     torch.compiler.reset()
     truth = Truth(case, inputs, args.backward)
-    found = []
-    for side in sides_of(case, inputs, args.compile, args.backward):
-        own = {name: value for name, value in inputs.items() if name not in side.without}
-        compute = torch.compile(dynamic=False, fullgraph=True) if side.compiled else (lambda function: function)
-        error = truth.error(side.build, own, compute)
-        if not error <= TOLERANCES[args.dtype]:
-            refused.append(f"{case.op}, {case.label}: {side.name} is off by {error:.1e}; no time for it")
-            print(refused[-1], file=sys.stderr)
-            continue
-        form = side.build(own)
-        found.append((side.name, error, _call(compute(form.run), form.tensors, args.backward)))
-    if "torch" not in (name for name, _, _ in found):
+    found, absent = [], []
+    candidates = sides_of(case, inputs, args.compile, args.backward)
+    chosen = candidates[0].name
+    for side in candidates:
+        try:
+            found.append((side.name, *_ready(side, truth, inputs, args)))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            absent.append(_absent(case, side, "out of memory"))
+        except WrongResult as error:
+            absent.append(_absent(case, side, str(error)))
+            refused.append(side.name)
+        except Exception as error:  # a peer's own
+            if side.ours:
+                raise
+            absent.append(_absent(case, side, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+            refused.append(side.name)
+    if chosen not in (name for name, _, _ in found):
         return None
     given, out = tensor_bytes(inputs.values()), truth.output_bytes
     # Backward reads the inputs again, writes their gradients and reads the output's: at twice the forward's operations.
     size, flops = (3 * given + 2 * out, 3 * case.flops) if args.backward else (given + out, case.flops)
     floor = best.floor(size, flops * batch)
     timings = take_turns([call for _, _, call in found], args.repeat, device)
-    ours = next(timing.seconds for (name, _, _), timing in zip(found, timings, strict=True) if name == "torch")
+    ours = next(timing.seconds for (name, _, _), timing in zip(found, timings, strict=True) if name == chosen)
     sides = [
         {
             "form": name,
@@ -121,11 +135,42 @@ def measure(
         for (name, error, call), timing in zip(found, timings, strict=True)
     ]
     facts = {"op": case.op, "case": case.label, "batch": batch, "bytes": size, "flops": flops * batch}
-    return {**facts, "floor_seconds": floor, "sides": sides}
+    return {**facts, "floor_seconds": floor, "sides": sides, "absent": absent}
+
+
+def _ready(side: Side, truth: "Truth", inputs: "Inputs", args: argparse.Namespace) -> tuple[float, Callable[[], Any]]:
+    """A form's error, and the call that is to be timed, which was made once.
+
+    Raises:
+        WrongResult: it computes something else.
+    """
+    import torch
+
+    from .check import TOLERANCES
+
+    own = {name: value for name, value in inputs.items() if name not in side.without}
+    compute = torch.compile(dynamic=False, fullgraph=True) if side.compiled else (lambda function: function)
+    error = truth.error(side.build, own, compute)
+    if not error <= TOLERANCES[args.dtype] and not (
+        args.dtype in ("bfloat16", "float16")
+        and not side.ours
+        and truth.exact_error(side.build, own) <= TOLERANCES["float64"]
+    ):
+        raise WrongResult(f"off by {error:.1e}")
+    form = side.build(own)
+    call = _call(compute(form.run), form.tensors, args.backward)
+    call()
+    return error, call
+
+
+def _absent(case: "Case", side: Side, reason: str) -> dict[str, str]:
+    """What the report says of a form that has no time; said on the way, too."""
+    print(f"{case.op}, {case.label}: no time for {side.name}: {reason}", file=sys.stderr)
+    return {"form": side.name, "reason": reason}
 
 
 def sides_of(case: "Case", inputs: "Inputs", compiled: bool, backward: bool) -> list[Side]:
-    """Our implementations that can run, and the peers that are installed."""
+    """Our implementations that can run, the op's own choice first, and the peers that are installed."""
     from ... import kernels
     from .cases import floating
     from .peers import PEERS
@@ -136,7 +181,7 @@ def sides_of(case: "Case", inputs: "Inputs", compiled: bool, backward: bool) -> 
     if compiled:
         sides.append(Side(f"{chosen}, compiled", _ours(case, None), compiled=True))
     return sides + [
-        Side(name, peer.build, peer.without, peer.compiled)
+        Side(name, peer.build, peer.without, peer.compiled, ours=False)
         for name, peer in PEERS[case.op].items()
         if peer.installed and (compiled or not peer.compiled) and (peer.cpu_backward or not cpu_backward)
     ]

@@ -95,6 +95,8 @@ def _op_rows(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
             f"{side['error']:.0e}",
         )
         label = ""
+    for side in row.get("absent", ()):
+        yield (label, side["form"], f"none: {side['reason']}".replace("|", "\\|"), *[""] * 4)
 
 
 def layers_table(report: Report) -> str:
