@@ -78,7 +78,13 @@ _NO_GPU = """## On a GPU
 
 No GPU was to be had. Nothing was measured on one, and nothing is claimed for one: neither for the Triton kernels, which
 were only run by Triton's interpreter and compiled, nor for the `torch` forms. `attnzoo bench ops --device cuda` and
-`attnzoo bench models --device cuda` time with CUDA events; that path has itself not been run.
+`attnzoo bench models --device cuda` time by CUDA events, the kernels of ops by CUDA graphs, too; those paths have
+themselves not been run.
+"""
+
+_ON_GPU = """In the tables of ops and layers on a GPU **ms** is what the device takes for a form's kernels, captured as
+a CUDA graph and replayed with nothing of the call before in its cache, and **as called** the time of calls from Python,
+one after the other, which for small ops is Python's. What is not captured, as the definitions, has the same in both.
 """
 
 _NATTEN = """NATTEN 0.14.6 does not build for this PyTorch as it is. `make natten-peer` compiles its kernels by g++ with
@@ -117,7 +123,7 @@ def document(results: Path = _RESULTS) -> str:
     if len(parts) == 1:
         raise UserError(f"{results} has no cpu-ops.json or cpu-models.json; 'attnzoo bench ops --json FILE' writes one")
     on_gpu = [_section(path) for path in _reports(results, "gpu")]
-    return "\n".join([*parts, *(on_gpu or [_NO_GPU])])
+    return "\n".join([*parts, *([_ON_GPU, *on_gpu] if on_gpu else [_NO_GPU])])
 
 
 def _reports(results: Path, kind: str) -> list[Path]:

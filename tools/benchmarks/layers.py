@@ -85,7 +85,8 @@ def measure(case: LayerCase, args: argparse.Namespace, device: "torch.device") -
 
     from ... import layers
     from . import published_layers
-    from .timing import peak_bytes, take_turns
+    from .graphs import timed
+    from .timing import peak_bytes
 
     torch.manual_seed(0)
     layer = getattr(layers, case.name)(**case.arguments).eval().to(device)
@@ -103,17 +104,15 @@ def measure(case: LayerCase, args: argparse.Namespace, device: "torch.device") -
         torch.compiler.reset()
         forms["ours, compiled"] = torch.compile(layer, dynamic=False)
     calls = {name: _call(form, x, args.backward) for name, form in forms.items()}
-    timings = dict(zip(calls, take_turns(list(calls.values()), args.repeat, device), strict=True))
+    times = dict(zip(calls, timed(list(calls.values()), args.repeat, device), strict=True))
     sides = [
         {
             "form": name,
-            "seconds": timing.seconds,
-            "samples": timing.samples,
-            "undisturbed": timing.undisturbed,
-            "ratio": timing.seconds / timings["ours"].seconds,
+            **facts,
+            "ratio": facts["seconds"] / times["ours"]["seconds"],
             "peak_bytes": peak_bytes(calls[name], device),
         }
-        for name, timing in timings.items()
+        for name, facts in times.items()
     ]
     return {"layer": case.name, "case": case.label, "batch": batch, "difference": error, "sides": sides}
 

@@ -90,18 +90,52 @@ def measure(
 
     from .cases import tensor_bytes
     from .check import Truth
-    from .timing import peak_bytes, take_turns
 
     batch, dtype = args.batch or case.batch, getattr(torch, args.dtype)
     inputs = case.draw(batch, dtype, device)
     torch.compiler.reset()
     truth = Truth(case, inputs, args.backward)
-    found, absent = [], []
     candidates = sides_of(case, inputs, args.compile, args.backward)
+    found, absent = _found(case, candidates, truth, inputs, args, refused)
     chosen = candidates[0].name
+    if chosen not in (each.name for each in found):
+        return None
+    given, out = tensor_bytes(inputs.values()), truth.output_bytes
+    # Backward reads the inputs again, writes their gradients and reads the output's: at twice the forward's operations.
+    size, flops = (3 * given + 2 * out, 3 * case.flops) if args.backward else (given + out, case.flops)
+    floor = best.floor(size, flops * batch)
+    facts = {"op": case.op, "case": case.label, "batch": batch, "bytes": size, "flops": flops * batch}
+    sides = _timed(found, args.repeat, device)
+    ours = next(side["seconds"] for side in sides if side["form"] == chosen)
+    for side in sides:
+        side |= {"ratio": side["seconds"] / ours, "floor_ratio": side["seconds"] / floor}
+    return {**facts, "floor_seconds": floor, "sides": sides, "absent": absent}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A form that is to be timed."""
+
+    name: str
+    error: float
+    call: Callable[[], Any]
+
+
+def _found(
+    case: "Case",
+    candidates: list[Side],
+    truth: "Truth",
+    inputs: "Inputs",
+    args: argparse.Namespace,
+    refused: list[str],
+) -> tuple[list[_Ready], list[dict[str, str]]]:
+    """The forms that are right, and what the report says of those that have no time."""
+    import torch
+
+    found, absent = [], []
     for side in candidates:
         try:
-            found.append((side.name, *_ready(side, truth, inputs, args)))
+            found.append(_ready(side, truth, inputs, args))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             absent.append(_absent(case, side, "out of memory"))
@@ -113,33 +147,24 @@ def measure(
                 raise
             absent.append(_absent(case, side, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
             refused.append(side.name)
-    if chosen not in (name for name, _, _ in found):
-        return None
-    given, out = tensor_bytes(inputs.values()), truth.output_bytes
-    # Backward reads the inputs again, writes their gradients and reads the output's: at twice the forward's operations.
-    size, flops = (3 * given + 2 * out, 3 * case.flops) if args.backward else (given + out, case.flops)
-    floor = best.floor(size, flops * batch)
-    timings = take_turns([call for _, _, call in found], args.repeat, device)
-    ours = next(timing.seconds for (name, _, _), timing in zip(found, timings, strict=True) if name == chosen)
-    sides = [
-        {
-            "form": name,
-            "seconds": timing.seconds,
-            "samples": timing.samples,
-            "undisturbed": timing.undisturbed,
-            "ratio": timing.seconds / ours,
-            "floor_ratio": timing.seconds / floor,
-            "peak_bytes": peak_bytes(call, device),
-            "error": error,
-        }
-        for (name, error, call), timing in zip(found, timings, strict=True)
+    return found, absent
+
+
+def _timed(found: list[_Ready], repeat: int, device: "torch.device") -> list[dict[str, Any]]:
+    """What the report says of each form's time; on a GPU that of its kernels, and beside it that of its calls."""
+    from .graphs import timed
+    from .timing import peak_bytes
+
+    # The definitions may make tables at every call, from the host's memory: no graph can.
+    times = timed([each.call for each in found], repeat, device, [each.name != "reference" for each in found])
+    return [
+        {"form": each.name, **facts, "peak_bytes": peak_bytes(each.call, device), "error": each.error}
+        for each, facts in zip(found, times, strict=True)
     ]
-    facts = {"op": case.op, "case": case.label, "batch": batch, "bytes": size, "flops": flops * batch}
-    return {**facts, "floor_seconds": floor, "sides": sides, "absent": absent}
 
 
-def _ready(side: Side, truth: "Truth", inputs: "Inputs", args: argparse.Namespace) -> tuple[float, Callable[[], Any]]:
-    """A form's error, and the call that is to be timed, which was made once.
+def _ready(side: Side, truth: "Truth", inputs: "Inputs", args: argparse.Namespace) -> _Ready:
+    """A form that is right, called once.
 
     Raises:
         WrongResult: it computes something else.
@@ -160,7 +185,7 @@ def _ready(side: Side, truth: "Truth", inputs: "Inputs", args: argparse.Namespac
     form = side.build(own)
     call = _call(compute(form.run), form.tensors, args.backward)
     call()
-    return error, call
+    return _Ready(side.name, error, call)
 
 
 def _absent(case: "Case", side: Side, reason: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from ..files import write_atomic
 FORMAT = "attnzoo-bench/1"
 SUBJECTS = ("ops", "layers", "models")
 
+_OPS_HEAD = ("× ours", "× floor", "peak MB", "error")
 # What a row of ``models`` was measured with, beside the model.
 _GRID = ("device", "dtype", "backend", "batch", "img_size")
 
@@ -75,20 +76,21 @@ def _setting(setting: dict[str, Any]) -> str:
 def ops_table(report: Report) -> str:
     """A table an op; the sides of each case in the order of their times."""
     parts = []
+    called = _called(report)
     for op in dict.fromkeys(row["op"] for row in report["rows"]):
-        rows = [line for row in report["rows"] if row["op"] == op for line in _op_rows(row)]
-        head = ("case", "form", "ms", "× ours", "× floor", "peak MB", "error")
-        parts.append(f"#### {op}\n\n{_table(head, rows)}")
+        rows = [line for row in report["rows"] if row["op"] == op for line in _op_rows(row, len(called))]
+        parts.append(f"#### {op}\n\n{_table(('case', 'form', 'ms', *called, *_OPS_HEAD), rows)}")
     return "\n".join(parts)
 
 
-def _op_rows(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+def _op_rows(row: dict[str, Any], called: int) -> Iterable[tuple[str, ...]]:
     label = f"{row['case']}, batch {row['batch']}; floor {_ms(row['floor_seconds'])} ms, {row['bytes'] / 1e6:.1f} MB"
     for side in sorted(row["sides"], key=lambda side: side["seconds"]):
         yield (
             label,
             side["form"],
             _ms(side["seconds"]),
+            *[_ms(side.get("called_seconds", 0))] * called,
             f"{side['ratio']:.2f}",
             f"{side['floor_ratio']:.1f}",
             f"{side['peak_bytes'] / 1e6:.1f}",
@@ -96,19 +98,26 @@ def _op_rows(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
         )
         label = ""
     for side in row.get("absent", ()):
-        yield (label, side["form"], f"none: {side['reason']}".replace("|", "\\|"), *[""] * 4)
+        yield (label, side["form"], f"none: {side['reason']}".replace("|", "\\|"), *[""] * (4 + called))
 
 
 def layers_table(report: Report) -> str:
     """All layers in one table; the sides of each in the order of their times."""
     rows = []
+    called = _called(report)
     for row in report["rows"]:
         label = f"`{row['layer']}`, {row['case']}, batch {row['batch']}"
         for side in sorted(row["sides"], key=lambda side: side["seconds"]):
-            figures = (_ms(side["seconds"]), f"{side['ratio']:.2f}", f"{side['peak_bytes'] / 1e6:.1f}")
-            rows.append((label, side["form"], *figures))
+            times = (_ms(side["seconds"]), *[_ms(side.get("called_seconds", 0))] * len(called))
+            rows.append((label, side["form"], *times, f"{side['ratio']:.2f}", f"{side['peak_bytes'] / 1e6:.1f}"))
             label = ""
-    return _table(("layer", "form", "ms", "× ours", "peak MB"), rows)
+    return _table(("layer", "form", "ms", *called, "× ours", "peak MB"), rows)
+
+
+def _called(report: Report) -> tuple[str, ...]:
+    """The head of the column for the times of calls, where those of their kernels stand beside them."""
+    sides = [side for row in report["rows"] for side in row["sides"]]
+    return ("as called, ms",) if any("called_seconds" in side for side in sides) else ()
 
 
 def models_table(report: Report) -> str:
