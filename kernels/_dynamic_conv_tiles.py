@@ -20,6 +20,7 @@ from ._chunks import CHUNK_BYTES, in_chunks
 from ._dynamic_conv_rows import dynamic_conv_by_rows
 from ._linear import full_precision
 from ._opaque import like_first, opaque
+from ._tables import by_size
 
 # Positions per tile and axis where the windows do not cover the axis anyway. A longer tile multiplies more zeros, a
 # shorter one copies more of the map.
@@ -233,27 +234,22 @@ def _bias_windows(bias: torch.Tensor, axes: tuple[tuple[int, int], ...], weight:
 
 def _spread(weight: torch.Tensor, axes: tuple[tuple[int, int], ...], keys: int) -> torch.Tensor:
     """Windows' weights ``[N, n, m, T, U, window]`` → ``[N, n, m, T, U, keys]`` of their tile, zero outside windows."""
-    slots = _slots(axes, weight.device).expand(weight.shape)
+    slots = _slots(axes, weight).expand(weight.shape)
     return weight.new_zeros(*weight.shape[:-1], keys).scatter(-1, slots, weight)
 
 
-def _slots(axes: tuple[tuple[int, int], ...], device: torch.device) -> torch.Tensor:
+def _slots(axes: tuple[tuple[int, int], ...], like: torch.Tensor) -> torch.Tensor:
     """``[n, m, T, U, window]``: where among the keys of its tile each weight belongs."""
-    rows, cols = (_make_table(*axis, "slots", device) for axis in axes)
+    rows, cols = (_table(axis, "slots", like) for axis in axes)
     columns = _axis(*axes[1]).keys.shape[1]
     return (rows[:, None, :, None, :, None] * columns + cols[None, :, None, :, None, :]).flatten(4)
 
 
 def _table(axis: tuple[int, int], name: str, like: torch.Tensor) -> torch.Tensor:
     """An index table of an axis (length, kernel) on the device of ``like``."""
-    if is_traced(like) or like.device.type in ("cpu", "meta"):
-        return _make_table(*axis, name, like.device)
-    return _device_table(*axis, name, like.device)
+    return _device_table(*axis, name, like=like)
 
 
-def _make_table(length: int, kernel: int, name: str, device: torch.device) -> torch.Tensor:
+@by_size(maxsize=256)
+def _device_table(length: int, kernel: int, name: str, device: torch.device) -> torch.Tensor:
     return torch.as_tensor(getattr(_axis(length, kernel), name), device=device)
-
-
-# Only real tensors get here: one made under a fake mode would poison later calls.
-_device_table = lru_cache(maxsize=256)(_make_table)

@@ -7,8 +7,6 @@ times where a gather of every window would copy it kernel_size ** axes times.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from ._checks import compute_dtype, is_traced, mask_dtype, may_overwrite
 from ._chunks import in_chunks
 from ._neighborhood_slabs import Masks, slab_attention, slab_plan
 from ._opaque import opaque
+from ._tables import by_size
 from ._tiles import spread_bias, tile_plan
 
 
@@ -135,19 +134,14 @@ def _masks(bias: torch.Tensor | None, problem: tuple, like: torch.Tensor) -> tor
 
 def _table(problem: tuple, name: str, like: torch.Tensor) -> torch.Tensor:
     """An index table of the problem's plan on the device of ``like``."""
-    if is_traced(like) or like.device.type in ("cpu", "meta"):
-        return _make_table(*problem, name, like.device)
-    return _device_table(*problem, name, like.device)
+    return _device_table(*problem, name, like=like)
 
 
-def _make_table(
+@by_size(maxsize=1024)
+def _device_table(
     space: tuple[int, ...], kernel: tuple[int, ...], dilation: tuple[int, ...], name: str, device: torch.device
 ) -> torch.Tensor:
     plan = tile_plan(space, kernel, dilation)
     if name == "classes":
         return torch.as_tensor(np.repeat(np.arange(len(plan.counts)), plan.counts), device=device)
     return torch.as_tensor(getattr(plan, name), device=device)
-
-
-# Only real tensors get here: one made under a fake mode would poison later calls.
-_device_table = lru_cache(maxsize=1024)(_make_table)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import magnitude_aware_linear_attention
+from ..kernels._tables import by_size
 from ..kernels.rotary import rotate
 
 
@@ -20,9 +21,17 @@ def rotation_table(height: int, width: int, head_dim: int, like: Tensor) -> tupl
     to 1 inclusive. The frequencies themselves are float32 numbers, as the published models have them.
     """
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    steps = torch.linspace(0, 1, head_dim // 4, dtype=torch.float32, device=like.device)
+    return _rotation_table(height, width, head_dim, dtype, like=like)
+
+
+# A model needs one a stage; those of large maps are megabytes.
+@by_size(maxsize=16)
+def _rotation_table(
+    height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    steps = torch.linspace(0, 1, head_dim // 4, dtype=torch.float32, device=device)
     frequency = (1.0 / 10000**steps).to(dtype)
-    rows, columns = (torch.arange(n, device=like.device, dtype=dtype)[:, None] * frequency for n in (height, width))
+    rows, columns = (torch.arange(n, device=device, dtype=dtype)[:, None] * frequency for n in (height, width))
     angles = (rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1))
     angle = torch.cat(angles, dim=-1)
     return angle.cos(), angle.sin()

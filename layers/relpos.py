@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from ..kernels._tables import by_size
 
+
+@by_size(maxsize=64)
 def _offsets(length: int, device: torch.device) -> Tensor:
     """Key minus query for every pair of an axis, shifted so that the smallest is zero: [length, length]."""
     position = torch.arange(length, device=device)
@@ -61,7 +64,7 @@ class RelPosAttention(nn.Module):
             )
         top, left = ((have - want) // 2 for have, want in zip(grown, need, strict=True))
         table = table[:, top : top + need[0], left : left + need[1]]
-        pairs = table[:, _offsets(height, table.device)][:, :, :, _offsets(width, table.device)]
+        pairs = table[:, _offsets(height, like=table)][:, :, :, _offsets(width, like=table)]
         return pairs.permute(0, 1, 3, 2, 4).reshape(-1, height * width, height * width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,15 +4,34 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from ..kernels._tables import by_size
 from ._windows import pad_to_windows, window_attention
 
 _APART = -100.0
 
 
+@by_size(maxsize=64)
 def _offsets(length: int, device: torch.device) -> Tensor:
     """Query minus key for every pair of an axis, shifted so that the smallest is zero: [length, length]."""
     position = torch.arange(length, device=device)
     return position[:, None] - position[None] + length - 1
+
+
+# A model needs one a stage; those of large maps are megabytes.
+@by_size(maxsize=16)
+def _apart(height: int, width: int, window: int, shift: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Minus 100 for pairs that only the rolling brought into one window: [windows, 1, tokens, tokens]."""
+    rows, columns = (_regions(length, window, shift, device) for length in (height, width))
+    regions = (3 * rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)
+    apart = regions[:, None, :, None] != regions[:, None, None, :]
+    return apart.to(dtype) * _APART
+
+
+def _regions(length: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Which of three stretches of a rolled axis each position belongs to: [windows, window]."""
+    position = torch.arange(length, device=device)
+    region = (position >= length - window).int() + (position >= length - shift).int()
+    return region.unflatten(0, (-1, window))
 
 
 class ShiftedWindowAttention(nn.Module):
@@ -62,7 +81,7 @@ class ShiftedWindowAttention(nn.Module):
 
     def bias(self) -> Tensor:
         """The table spread over all pairs of a window: [heads, tokens, tokens]."""
-        offsets = _offsets(self.window_size, self.rel_pos_bias.device)
+        offsets = _offsets(self.window_size, like=self.rel_pos_bias)
         pairs = self.rel_pos_bias[:, offsets][:, :, :, offsets]
         return pairs.permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
 
@@ -74,26 +93,13 @@ class ShiftedWindowAttention(nn.Module):
         x = pad_to_windows(x, window)
         mask = self.bias()
         if shift:
-            mask = mask + self._apart(x.shape[1], x.shape[2], shift, mask)
+            mask = mask + _apart(x.shape[1], x.shape[2], self.window_size, shift, mask.dtype, like=mask)
             x = x.roll((-shift, -shift), (1, 2))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         x = window_attention(q, k, v, window, mask)
         if shift:
             x = x.roll((shift, shift), (1, 2))
         return self.proj_drop(self.proj(x[:, :height, :width]))
-
-    def _apart(self, height: int, width: int, shift: int, like: Tensor) -> Tensor:
-        """Minus 100 for pairs that only the rolling brought into one window: [windows, 1, tokens, tokens]."""
-        rows, columns = (self._regions(length, shift, like.device) for length in (height, width))
-        regions = (3 * rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)
-        apart = regions[:, None, :, None] != regions[:, None, None, :]
-        return apart.to(like.dtype) * _APART
-
-    def _regions(self, length: int, shift: int, device: torch.device) -> Tensor:
-        """Which of three stretches of a rolled axis each position belongs to: [windows, window]."""
-        position = torch.arange(length, device=device)
-        region = (position >= length - self.window_size).int() + (position >= length - shift).int()
-        return region.unflatten(0, (-1, self.window_size))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, window_size={self.window_size}, shift={self.shift}"
