@@ -12,9 +12,11 @@ LOG2_E = 1.4426950408889634
 @triton.jit
 def quotient(n, divisor, factors, place: tl.constexpr):
     """n // divisor, by a multiplication with what :func:`.._launch.factors_of` gave for it, where that is exact."""
+    # Without the else a compiler goes through the second way, too.
     if factors is None:
         return n // divisor
-    return tl.umulhi(n * 4, factors[place])
+    else:
+        return tl.umulhi(n * 4, factors[place])
 
 
 @triton.jit

@@ -122,10 +122,8 @@ def _scores(q, k, place_h, start_h, key_h, columns, bias, scale, KERNEL: tl.cons
 
 @triton.jit
 def _bias_of(bias, head, KERNEL: tl.constexpr):
-    """The head's table in the contiguous ``bias`` of all heads, or None."""
-    if bias is not None:
-        bias += head * ((2 * KERNEL[0] - 1) * (2 * KERNEL[1] - 1))
-    return bias
+    """The head's table in the contiguous ``bias`` of all heads."""
+    return bias + head * ((2 * KERNEL[0] - 1) * (2 * KERNEL[1] - 1))
 
 
 @triton.jit
@@ -146,7 +144,9 @@ def forward_kernel(
     starts = _starts(place, members, KERNEL)
     position = _position(place, group, DILATION)
     queries = load_rows(head_of(q, image, head), row_offsets(q, position), valid, WIDTH, D, UPCAST)
-    k_head, v_head, table = head_of(k, image, head), head_of(v, image, head), _bias_of(bias, head, KERNEL)
+    k_head, v_head, table = head_of(k, image, head), head_of(v, image, head), bias
+    if bias is not None:
+        table = _bias_of(bias, head, KERNEL)
 
     low_h, high_h = _key_range(first[0], members[0], KERNEL[0], TILE[0])
     low_w, high_w = _key_range(first[1], members[1], KERNEL[1], TILE[1])
@@ -193,7 +193,9 @@ def query_gradient_kernel(
     deltas = tl.sum(outs.to(tl.float32) * d_outs.to(tl.float32), 1)
     row = (image.to(tl.int64) * heads + head) * size[0] * size[1] + position[0] * size[1] + position[1]
     log_sum = tl.load(lse + row, mask=valid, other=0.0)
-    k_head, v_head, table = head_of(k, image, head), head_of(v, image, head), _bias_of(bias, head, KERNEL)
+    k_head, v_head, table = head_of(k, image, head), head_of(v, image, head), bias
+    if bias is not None:
+        table = _bias_of(bias, head, KERNEL)
 
     low_h, high_h = _key_range(first[0], members[0], KERNEL[0], TILE[0])
     low_w, high_w = _key_range(first[1], members[1], KERNEL[1], TILE[1])
@@ -236,7 +238,9 @@ def key_value_gradient_kernel(
     position = _position(key, group, DILATION)
     keys = load_rows(head_of(k, image, head), row_offsets(k, position), valid, WIDTH, D, UPCAST)
     values = load_rows(head_of(v, image, head), row_offsets(v, position), valid, V_WIDTH, DV, UPCAST)
-    q_head, d_out_head, table = head_of(q, image, head), head_of(d_out, image, head), _bias_of(bias, head, KERNEL)
+    q_head, d_out_head, table = head_of(q, image, head), head_of(d_out, image, head), bias
+    if bias is not None:
+        table = _bias_of(bias, head, KERNEL)
     row = (image.to(tl.int64) * heads + head) * size[0] * size[1]
 
     low_h, high_h = _query_range(first[0], members[0], KERNEL[0], TILE[0])

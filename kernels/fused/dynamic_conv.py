@@ -149,12 +149,12 @@ def _block(kernel: list[int], size: list[int], width: int, dtype: torch.dtype, j
     return keys // columns, columns
 
 
-def _case(kernel: int) -> Callable[[torch.dtype, int], list[Launch]]:
+def _case(kernel: int, batch: int = 2, plain: bool = False) -> Callable[[torch.dtype, int], list[Launch]]:
     def build(dtype: torch.dtype, width: int) -> list[Launch]:
-        x, out, d_out, d_x = (torch.empty(2, 28, 28, 4, width, dtype=dtype, device="meta") for _ in range(4))
-        weight, d_weight = (torch.empty(2, 28, 28, 4, kernel**2, dtype=dtype, device="meta") for _ in range(2))
-        bias, lse = (torch.empty(shape, device="meta") for shape in ((4, 2 * kernel - 1, 2 * kernel - 1), (2, 4, 784)))
-        problem = ([kernel, kernel], bias, True, lse)
+        x, out, d_out, d_x = (torch.empty(batch, 28, 28, 4, width, dtype=dtype, device="meta") for _ in range(4))
+        weight, d_weight = (torch.empty(batch, 28, 28, 4, kernel**2, dtype=dtype, device="meta") for _ in range(2))
+        bias = None if plain else torch.empty(4, 2 * kernel - 1, 2 * kernel - 1, device="meta")
+        problem = ([kernel, kernel], bias, not plain, torch.empty(_lse_shape(x, not plain), device="meta"))
         backward = {"x": x, "weight": weight, "out": out, "d_out": d_out, "d_weight": d_weight}
         return [
             _launch(kernels.forward_kernel, problem, x=x, weight=weight, out=out),
@@ -165,4 +165,9 @@ def _case(kernel: int) -> Callable[[torch.dtype, int], list[Launch]]:
     return build
 
 
-CASES = [Case("dynamic_conv", _case(13), every_run=(("bf16", 32), ("fp32", 64)))]
+CASES = [
+    Case("dynamic_conv", _case(13), every_run=(("bf16", 32), ("fp32", 64))),
+    Case("dynamic_conv_plain", _case(13, plain=True), widths=(32,), every_run=(("bf16", 32),)),
+    # So many programs that they divide to find their places.
+    Case("dynamic_conv_many", _case(13, batch=2**24), widths=(32,), every_run=(("bf16", 32),)),
+]

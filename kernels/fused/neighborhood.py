@@ -210,17 +210,19 @@ def _tiles(
     return (queries // 8, 8), (keys // 16, 16), warps
 
 
-def _case(size: tuple[int, int], kernel: list[int], dilation: list[int]) -> Callable[..., list[Launch]]:
+def _case(
+    size: tuple[int, int], kernel: list[int], dilation: list[int], batch: int = 2, biased: bool = True
+) -> Callable[..., list[Launch]]:
     def build(dtype: torch.dtype, width: int) -> list[Launch]:
         def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
 
-        q, k, v = empty(2, *size, 3, 4, width).unbind(3)
-        out, d_out, *gradients = (empty(2, *size, 4, width) for _ in range(5))
-        lse, delta = (empty(2, 4, *size, dtype=torch.float32) for _ in range(2))
-        bias = empty(4, *(2 * n - 1 for n in kernel), dtype=torch.float32)
+        q, k, v = empty(batch, *size, 3, 4, width).unbind(3)
+        out, d_out, *gradients = (empty(batch, *size, 4, width) for _ in range(5))
+        lse, delta = (empty(batch, 4, *size, dtype=torch.float32) for _ in range(2))
+        bias = empty(4, *(2 * n - 1 for n in kernel), dtype=torch.float32) if biased else None
         problem, tokens = (kernel, dilation, bias, 0.25), {"q": q, "k": k, "v": v}
-        d_parts = empty(2, 4, *size, *kernel, dtype=torch.float32)
+        d_parts = empty(2, 4, *size, *kernel, dtype=torch.float32) if biased else None
         forward = _launch(kernels.forward_kernel, problem, {**tokens, "out": out}, {"lse": lse})
         sums = {"lse": lse, "delta": delta}
         return [forward, *_backward_launches(problem, {**tokens, "d_out": d_out}, sums, out, tuple(gradients), d_parts)]
@@ -228,9 +230,19 @@ def _case(size: tuple[int, int], kernel: list[int], dilation: list[int]) -> Call
     return build
 
 
+# Images of so many programs that they divide to find their places.
+_MANY = 2**22
 _ALLOWED = {"bias_gradient_kernel fp32 64": "16 bytes outside the loop, in float32 at the greatest width"}
 
 CASES = [
     Case("neighborhood_2d", _case((56, 56), [7, 7], [8, 8]), allowed=_ALLOWED),
     Case("neighborhood_1d", _case((1, 784), [1, 7], [1, 2]), every_run=(("bf16", 32),), allowed=_ALLOWED),
+    Case("neighborhood_plain", _case((56, 56), [7, 7], [8, 8], biased=False), widths=(32,), every_run=(("bf16", 32),)),
+    Case(
+        "neighborhood_many",
+        _case((56, 56), [7, 7], [8, 8], batch=_MANY),
+        widths=(32,),
+        every_run=(("bf16", 32),),
+        allowed={f"key_value_gradient_kernel {dtype} 32": "16 bytes on sm_100" for dtype in ("bf16", "fp16")},
+    ),
 ]

@@ -173,12 +173,12 @@ def _tiles(tokens: int, width: int, dtype: torch.dtype, jitted: Any) -> tuple[in
     return tile, 32, 8 if tile > 16 else 4, 2
 
 
-def _case(size: int, regions: int, topk: int) -> Callable[..., list[Launch]]:
+def _case(size: int, regions: int, topk: int, batch: int = 2) -> Callable[..., list[Launch]]:
     def build(dtype: torch.dtype, width: int) -> list[Launch]:
-        q, k, v = torch.empty(2, size, size, 3, 4, width, dtype=dtype, device="meta").unbind(3)
+        q, k, v = torch.empty(batch, size, size, 3, 4, width, dtype=dtype, device="meta").unbind(3)
         out, d_out, *gradients = (torch.empty_like(q, memory_format=torch.contiguous_format) for _ in range(5))
-        lse = torch.empty(2, 4, size, size, device="meta")
-        chosen = torch.empty(2, regions**2, topk, dtype=torch.int32, device="meta")
+        lse = torch.empty(batch, 4, size, size, device="meta")
+        chosen = torch.empty(batch, regions**2, topk, dtype=torch.int32, device="meta")
         problem, tokens = ([regions, regions], topk, 0.25), {"q": q, "k": k, "v": v}
         forward = _launch(kernels.forward_kernel, problem, {**tokens, "out": out}, {"chosen": chosen, "lse": lse})
         rest = _backward_launches(problem, {**tokens, "d_out": d_out}, chosen, out, lse, tuple(gradients))
@@ -191,4 +191,6 @@ CASES = [
     Case("routing_64_tokens", _case(56, 7, 4), every_run=(("bf16", 64), ("fp32", 32))),
     Case("routing_16_tokens", _case(28, 7, 4), every_run=(("bf16", 32),)),
     Case("routing_4_tokens", _case(14, 7, 16), every_run=(("bf16", 32),)),
+    # So many programs that they divide to find their places.
+    Case("routing_many", _case(56, 7, 4, batch=2**22), widths=(32,), every_run=(("bf16", 32),)),
 ]
