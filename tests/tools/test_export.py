@@ -152,6 +152,23 @@ def test_tracing_an_open_size_ends_in_time(monkeypatch) -> None:
         trace(timm.create_model(CONVNEXT).eval(), torch.randn(2, 3, 160, 160), dynamic_size=True)
 
 
+def test_an_end_that_was_swallowed_comes_again(monkeypatch) -> None:
+    from attnzoo.tools.exporting import program
+
+    monkeypatch.setattr(program, "_AGAIN_SECONDS", 0.05)
+    swallowed = []
+    with pytest.raises(program._TimeIsUpError), program._time_limit(0.05):
+        while True:
+            try:
+                while True:
+                    pass
+            except BaseException as error:
+                swallowed.append(error)
+                if len(swallowed) > 1:
+                    raise
+    assert len(swallowed) == 2
+
+
 def test_a_fixed_batch(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
     assert export(VIT, "--random-weights", "--no-dynamic-batch", "--opset", 18, "--output", path) == 0

@@ -14,6 +14,8 @@ from ..cli import UserError
 # Of processor time. Architectures that allow open sizes need a few seconds; on others torch.export may reason about
 # padded sides for hours.
 _DYNAMIC_SIZE_SECONDS = 60.0
+# And again after so much more, should the first end have come where Python or the tracer lets nothing out.
+_AGAIN_SECONDS = 5.0
 _MOST_LEVELS = 5
 
 
@@ -108,7 +110,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise _TimeIsUpError
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN_SECONDS)
     try:
         yield
     finally:
