@@ -158,7 +158,8 @@ gpu-memcheck:
 	  { echo "make gpu-memcheck: compute-sanitizer is not on PATH (the CUDA toolkit has it); memory was not checked"; exit 1; }
 	rm -rf build/memcheck && mkdir -p build/memcheck
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --target-processes all --error-exitcode 1 \
-	  --log-file build/memcheck/%p.txt $(GPU_PYTHON) -m pytest tests/interp -q --timeout 0 -n $(GPU_JOBS)
+	  --log-file build/memcheck/%p.txt $(GPU_PYTHON) -m pytest tests/interp -q --timeout 0 -n $(GPU_JOBS) || \
+	  { echo "make gpu-memcheck: build/memcheck has what each process found"; exit 1; }
 	@cat build/memcheck/*.txt | grep -q "ERROR SUMMARY: 0 errors" && \
 	  ! grep -H "ERROR SUMMARY" build/memcheck/*.txt | grep -v "SUMMARY: 0 errors"
 

@@ -68,7 +68,7 @@ def _export(model: Any, request: "Request", facts: dict[str, str], path: Path, t
     """Exports to ``path`` and moves what is good to ``target``."""
     from .exporting.job import export, settle, temporary
 
-    print(f"tracing, writing and comparing {facts['model']}: a minute or more", flush=True)
+    print(f"tracing, writing and comparing {facts['model']}, which may take a minute", flush=True)
     outcome = export(model, request, facts, path)
     if outcome.fixed_because:
         size = "x".join(map(str, request.img_size))

@@ -275,6 +275,16 @@ def test_a_peer_that_fails_is_named_and_the_rest_is_timed(error, reason, status,
     assert f"|  | failing | none: {reason} |" in table.read_text()
 
 
+def test_no_row_where_the_ops_choice_does_not_fit(tmp_path, monkeypatch, capsys):
+    def too_large(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ops, "_ready", too_large)
+    file = tmp_path / "ops.json"
+    assert main(["bench", "ops", "strip_attention", "--batch", "1", "--json", str(file)]) == 3
+    assert read_report(file)["rows"] == [] and "no time for torch: out of memory" in capsys.readouterr().err
+
+
 def test_a_run_that_ends_early_leaves_the_cases_before(tmp_path, monkeypatch):
     real, measured = ops.measure, []
 

@@ -81,7 +81,8 @@ def measure(
     """Checks every form of a case and times those that are right.
 
     Args:
-        refused: gets the name of each form whose result is wrong or that fails, other than for want of memory.
+        refused: gets the name of each form whose result is wrong or that fails; for want of memory the op's choice
+            alone.
 
     Returns:
         A row of the report; None where the form that the op chooses has no time.
@@ -99,6 +100,7 @@ def measure(
     found, absent = _found(case, candidates, truth, inputs, args, refused)
     chosen = candidates[0].name
     if chosen not in (each.name for each in found):
+        refused.append(chosen)
         return None
     given, out = tensor_bytes(inputs.values()), truth.output_bytes
     # Backward reads the inputs again, writes their gradients and reads the output's: at twice the forward's operations.
