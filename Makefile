@@ -6,7 +6,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: audit sbom lock matrix demo demo-dense mm test lint parity docs timm-suite natten-peer bench clean faults fuzz \
-  browser app-picture gpu on-gpu gpu-tests gpu-ops gpu-ops-forward gpu-ops-backward gpu-layers gpu-models \
+  browser app-picture gpu on-gpu gpu-tests gpu-ops gpu-ops-forward gpu-ops-backward gpu-layers gpu-blocks gpu-models \
   gpu-models-backward gpu-resolution gpu-compiled gpu-models-compiled gpu-neighborhood-compiled gpu-memcheck
 
 $(BIN)/python:
@@ -127,13 +127,15 @@ on-gpu: gpu-tests gpu-ops gpu-models gpu-compiled gpu-memcheck
 gpu-tests:
 	$(GPU_PYTHON) -m pytest tests/interp -n $(GPU_JOBS)
 
-gpu-ops: gpu-ops-forward gpu-ops-backward gpu-layers
+gpu-ops: gpu-ops-forward gpu-ops-backward gpu-layers gpu-blocks
 gpu-ops-forward:
 	$(GPU_PYTHON) -m attnzoo.tools.main bench ops $(BENCH_GPU) --batch 128 --json results/gpu-ops.json
 gpu-ops-backward:
 	$(GPU_PYTHON) -m attnzoo.tools.main bench ops $(BENCH_GPU) --batch 128 --backward --json results/gpu-ops-backward.json
 gpu-layers:
 	$(GPU_PYTHON) -m attnzoo.tools.main bench layers $(BENCH_GPU) --batch 128 --json results/gpu-layers.json
+gpu-blocks:
+	$(GPU_PYTHON) -m attnzoo.tools.main bench layers --block $(BENCH_GPU) --batch 128 --json results/gpu-blocks.json
 
 gpu-models: gpu-models-backward gpu-resolution
 gpu-models-backward:

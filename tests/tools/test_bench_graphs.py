@@ -123,11 +123,12 @@ def test_tables_have_a_column_for_calls():
         "sides": [side],
     }
     row["absent"] = [{"form": "peer", "reason": "out of memory"}]
+    report = {"setting": {}, "rows": [row]}
     for table in (ops_table, layers_table):
         side.pop("called_seconds", None)
-        assert "as called" not in table({"rows": [row]})
+        assert "as called" not in table(report)
         side["called_seconds"] = 4e-3
-        lines = table({"rows": [row]}).strip().splitlines()
+        lines = table(report).strip().splitlines()
         head = next(line for line in lines if "| form |" in line)
         assert "| ms | as called, ms |" in head and any("| triton | 1 | 4 |" in line for line in lines)
         assert {line.count("|") for line in lines if line.startswith("|")} == {head.count("|")}

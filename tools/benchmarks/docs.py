@@ -12,10 +12,10 @@ _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
 _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
 # The same commands on a processor of another maker.
-_AMD_NAMES = ("ops-amd", "layers-amd")
+_AMD_NAMES = ("ops-amd", "layers-amd", "blocks-amd")
 _NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, *_AMD_NAMES, "models", "models-backward")
 # What a CPU has pictures of instead, or no use for.
-_GPU_NAMES = (*_NAMES, "neighborhood-compiled", "resolution")
+_GPU_NAMES = (*_NAMES, "neighborhood-compiled", "blocks", "resolution")
 
 _HEAD = """# Benchmarks
 
@@ -62,10 +62,14 @@ How to read the tables of models, all of them with random weights:
 
 What the goals below are, and what they are not: they were set by timings of both forms on two threads of an AVX-512
 processor. How far a form is ahead depends on the processor: PyTorch's matrix products come from MKL, which takes slower
-ways on processors that are not Intel's, and what both sides spend on products no form can save. Two sections were
+ways on processors that are not Intel's, and what both sides spend on products no form can save. Some sections were
 measured on an AMD processor, on one thread alone: its two CPUs seem to share a core. How far a form is ahead depends on
 the run, too, where it makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54
 in another at 14×14, on the same machine.
+
+In the tables of layers `published` has no library's kernels: neighborhood attention's copies all windows, ContMix's
+unfolds them. In those of blocks a layer stands between norms and residuals, an MLP behind it, and ContMix in its own
+block; what is aimed at for blocks is aimed at on a GPU.
 
 The goals of routing and of Sparsifiner are for whole layers, and stand with the layers; their projections alone, which
 both sides share, can take more than the goal leaves. That of causal flow attention was set for its largest product
@@ -136,6 +140,8 @@ def _section(path: Path) -> str:
     setting = report["setting"]
     name = path.stem.partition("-")[2]
     title = {"ops": "Ops", "layers": "Layers", "models": "Models, 224 × 224 pixels"}[report["subject"]]
+    if setting.get("block"):
+        title = "Blocks"
     if name == "resolution":
         title = "Models by image size"
     if name in _NATTEN_NAMES:

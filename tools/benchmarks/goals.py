@@ -1,5 +1,6 @@
 """What the forms of a report were meant to reach, and whether they did."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .report import Report
@@ -17,12 +18,13 @@ _NOT_PYTORCH = ("triton", "triton, compiled", "reference", "natten")
 def verdicts(report: Report) -> str:
     """A heading and a line for each goal that the report tells about, in Markdown; those not reached say so."""
     if on_gpu(report):
-        shares, ratios = floor_shares(report), times_best(report)
+        shares, ratios = floor_shares(report), [*times_best(report), *block_ratios(report)]
         lines = [
             f"- {case}: {share:.0%} of the floor's speed; {_aim(share, aim, '.0%')}" for case, _, aim, share in shares
         ]
         lines += [_line(goal) for goal in ratios]
-        return _section("fused kernels", [*shares, *ratios], lines)
+        subject = "blocks with fused kernels" if report["setting"].get("block") else "fused kernels"
+        return _section(subject, [*shares, *ratios], lines)
     mode = "compiled" if report["setting"]["compile"] else "eager"
     aims = goals(report)
     return _section(f"{mode} CPU code", aims, [_line(goal) for goal in aims])
@@ -34,19 +36,12 @@ def on_gpu(report: Report) -> bool:
 
 def goals(report: Report) -> list[Goal]:
     """How many times as fast as a peer our forms are meant to be on a CPU."""
-    from .layers import CASES as LAYERS
+    from .layer_cases import CASES as LAYERS
 
-    if report["subject"] == "models":
+    if report["subject"] == "models" or report["setting"].get("block"):
         return []
     if report["subject"] == "layers":
-        aims = {(case.name, case.label): case.goal for case in LAYERS}
-        rows = [row for row in report["rows"] if not report["setting"]["backward"]]
-        return [
-            (f"{row['layer']}, {row['case']}", side["form"], aims[row["layer"], row["case"]], side["ratio"])
-            for row in rows
-            for side in row["sides"]
-            if side["form"] == "published" and (row["layer"], row["case"]) in aims
-        ]
+        return _layer_goals(report, {(case.name, case.label): {"published": case.goal} for case in LAYERS if case.goal})
     found = []
     for row in report["rows"]:
         seconds = _seconds(row)
@@ -79,6 +74,26 @@ def times_best(report: Report) -> list[Goal]:
             best = min(others, key=seconds.__getitem__)
             found.append((_label(row), best, _TIMES_BEST, seconds[best] / seconds["triton"]))
     return found
+
+
+def block_ratios(report: Report) -> list[Goal]:
+    """How many times as fast as another form blocks with fused kernels are."""
+    from .layer_cases import CASES as LAYERS
+
+    if not report["setting"].get("block"):
+        return []
+    return _layer_goals(report, {(case.name, case.label): case.block_goals for case in LAYERS})
+
+
+def _layer_goals(report: Report, aims: Mapping[tuple[str, str], Mapping[str, float]]) -> list[Goal]:
+    if report["setting"]["backward"]:
+        return []
+    return [
+        (f"{row['layer']}, {row['case']}", side["form"], aim, side["ratio"])
+        for row in report["rows"]
+        for side in row["sides"]
+        if (aim := aims.get((row["layer"], row["case"]), {}).get(side["form"]))
+    ]
 
 
 def _label(row: dict[str, Any]) -> str:

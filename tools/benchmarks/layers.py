@@ -1,66 +1,28 @@
-"""Time whole layers, projections included, beside the published code's form of them."""
+"""Time whole layers, projections included, or blocks with them, beside the published code's form of them."""
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..cli import EXIT_INCOMPLETE, EXIT_OK, UserError, did_you_mean
+from .layer_cases import CASES, LayerCase
 from .options import add_common_arguments, finish, prepare, setting
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    Form = Callable[[Tensor], Tensor]
+
 # Largest difference of the two forms in float64, relative: both compute the same, whatever rounding selects.
 _TOLERANCE = 1e-10
 
 
-@dataclass(frozen=True)
-class LayerCase:
-    """A layer at a shape.
-
-    Attributes:
-        name: its class in :mod:`attnzoo.layers`.
-        label: the shape, in words.
-        arguments: of the class.
-        shape: of the input, without the batch.
-        published: the published form, given the layer and its input; named as in ``published_layers``.
-        goal: how many times as fast as that the layer is meant to be.
-    """
-
-    name: str
-    label: str
-    arguments: dict[str, Any]
-    shape: tuple[int, ...]
-    published: str
-    goal: float
-
-
-def _routing(side: int, dim: int, heads: int, topk: int, goal: float) -> LayerCase:
-    label = f"{side}×{side}, {heads} heads of {dim // heads}, top {topk} of 49"
-    arguments = dict(dim=dim, num_heads=heads, num_regions=7, topk=topk)
-    return LayerCase("BiLevelRoutingAttention", label, arguments, (side, side, dim), "routing", goal)
-
-
-CASES = (
-    _routing(56, 64, 2, 1, 1.6),
-    _routing(28, 128, 4, 4, 1.6),
-    _routing(14, 256, 8, 16, 2.2),
-    LayerCase(
-        "SparsifinerAttention",
-        "197 tokens, 6 heads of 64, predictor and all",
-        dict(dim=384, num_heads=6, grid_size=(14, 14)),
-        (197, 384),
-        "sparsifiner",
-        4,
-    ),
-)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="LAYER", help="classes of attnzoo.layers (all that are known here)")
+    parser.add_argument("--block", action="store_true", help="put each into a block, with norms, residuals and an MLP")
     add_common_arguments(parser)
 
 
@@ -75,34 +37,43 @@ def run(args: argparse.Namespace) -> int:
         if row := measure(case, args, device):
             report["rows"].append(row)
             _print(row)
+            finish(args, report)
     finish(args, report)
     return EXIT_OK if len(report["rows"]) == len(cases) else EXIT_INCOMPLETE
 
 
+class WrongResult(ValueError):
+    """A form computes something else."""
+
+
 def measure(case: LayerCase, args: argparse.Namespace, device: "torch.device") -> dict[str, Any] | None:
-    """A row of the report; None where the two forms differ."""
+    """A row of the report; None where a form is wrong or does not fit into memory."""
     import torch
 
-    from ... import layers
-    from . import published_layers
+    try:
+        return _measured(case, args, device)
+    except WrongResult as error:
+        reason = str(error)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        reason = "out of memory"
+    print(f"{case.name}, {case.label}: {reason}; no times", file=sys.stderr)
+    return None
+
+
+def _measured(case: LayerCase, args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
+    import torch
+
+    from .blocks import build
     from .graphs import timed
     from .timing import peak_bytes
 
-    torch.manual_seed(0)
-    layer = getattr(layers, case.name)(**case.arguments).eval().to(device)
-    published = getattr(published_layers, case.published)
+    torch.compiler.reset()
     batch = args.batch or 8
-    x = torch.randn(batch, *case.shape, device=device)
-    error = difference(layer.double(), published, x[:2].double())
-    if not error <= _TOLERANCE:
-        print(f"{case.name}, {case.label}: the forms differ by {error:.1e} in float64; no times", file=sys.stderr)
-        return None
-    dtype = getattr(torch, args.dtype)
-    layer, x = layer.to(dtype), x.to(dtype)
-    forms = {"ours": layer, "published": lambda x: published(layer, x)}
-    if args.compile:
-        torch.compiler.reset()
-        forms["ours, compiled"] = torch.compile(layer, dynamic=False)
+    module = build(case, args.block).to(device, getattr(torch, args.dtype))
+    x = torch.randn(batch, *case.shape, device=device).to(getattr(torch, args.dtype))
+    forms = _forms(case, module, args.compile)
+    error = _checked(case, module, forms, x[:2])
     calls = {name: _call(form, x, args.backward) for name, form in forms.items()}
     times = dict(zip(calls, timed(list(calls.values()), args.repeat, device), strict=True))
     sides = [
@@ -117,27 +88,55 @@ def measure(case: LayerCase, args: argparse.Namespace, device: "torch.device") -
     return {"layer": case.name, "case": case.label, "batch": batch, "difference": error, "sides": sides}
 
 
-def difference(layer: "nn.Module", published: "Callable[..., Tensor]", x: "Tensor") -> float:
-    """Of the two forms, relative to the norm."""
+def _forms(case: LayerCase, module: "nn.Module", compiled: bool) -> "dict[str, Form]":
+    """What takes turns; on a GPU the ops' PyTorch forms, too, which a CPU has anyway."""
     import torch
 
+    from .blocks import with_published
+    from .sides import forced
+
+    forms = {"ours": module, "published": with_published(case, module)}
+    if next(module.parameters()).device.type == "cuda":
+        forms["torch"] = forced("torch")(lambda x: module(x))
+    if compiled:
+        forms["ours, compiled"] = torch.compile(module, dynamic=False)
+    return forms
+
+
+def _checked(case: LayerCase, module: "nn.Module", forms: "dict[str, Form]", x: "Tensor") -> float:
+    """How far the published form is from ours in float64, on a few images.
+
+    Raises:
+        WrongResult: too far, or one of ours is wrong in the type that is timed.
+    """
+    import torch
+
+    from .blocks import with_published
+    from .check import relative_error
+    from .sides import TOLERANCES
+
+    exact = copy.deepcopy(module).double()
     with torch.no_grad():
-        ours, theirs = _first(layer(x)), _first(published(layer, x))
-    return float((ours - theirs).norm() / theirs.norm())
+        truth = exact(x.double())
+        difference = relative_error(with_published(case, exact)(x.double()), truth)
+        if not difference <= _TOLERANCE:
+            raise WrongResult(f"the forms differ by {difference:.1e} in float64")
+        for name, form in forms.items():
+            error = relative_error(form(x), truth)
+            # What is published may round more often.
+            if name != "published" and not error <= TOLERANCES[str(x.dtype).removeprefix("torch.")]:
+                raise WrongResult(f"{name} is off by {error:.1e}")
+    return difference
 
 
-def _first(result: "Tensor | tuple[Tensor, ...]") -> "Tensor":
-    return result[0] if isinstance(result, tuple) else result
-
-
-def _call(form: "Callable[[Tensor], Any]", x: "Tensor", backward: bool) -> Callable[[], Any]:
+def _call(form: "Form", x: "Tensor", backward: bool) -> Callable[[], Any]:
     import torch
 
     if not backward:
         return torch.no_grad()(lambda: form(x))
     leaf = x.detach().requires_grad_()
-    gradient = torch.randn_like(_first(form(leaf)))
-    return lambda: torch.autograd.grad(_first(form(leaf)), leaf, gradient)
+    gradient = torch.randn_like(form(leaf))
+    return lambda: torch.autograd.grad(form(leaf), leaf, gradient)
 
 
 def _print(row: dict[str, Any]) -> None:

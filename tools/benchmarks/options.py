@@ -20,6 +20,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 # What an option is where it is not given; of those that not every subject has, too.
 _USUAL = {
     "case": "",
+    "block": False,
     "backward": False,
     "compile": False,
     "reference": True,
@@ -106,7 +107,7 @@ def setting(args: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     dtype = args.dtype if isinstance(args.dtype, str) else ", ".join(args.dtype)
-    names = ("backward", "compile", "reference", "repeat")
+    names = ("block", "backward", "compile", "reference", "repeat")
     options = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return {"command": command(args), **machine(device), "dtype": dtype, **options, "packages": versions}
 

@@ -111,7 +111,8 @@ def layers_table(report: Report) -> str:
             times = (_ms(side["seconds"]), *[_ms(side.get("called_seconds", 0))] * len(called))
             rows.append((label, side["form"], *times, f"{side['ratio']:.2f}", f"{side['peak_bytes'] / 1e6:.1f}"))
             label = ""
-    return _table(("layer", "form", "ms", *called, "× ours", "peak MB"), rows)
+    head = "block of" if report["setting"].get("block") else "layer"
+    return _table((head, "form", "ms", *called, "× ours", "peak MB"), rows)
 
 
 def _called(report: Report) -> tuple[str, ...]:
