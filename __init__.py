@@ -1,7 +1,9 @@
 """attnzoo: efficient-attention vision backbones as timm models."""
 
 from ._requirements import check_versions
+from ._startup import end_in_one_line
 
+end_in_one_line()
 check_versions()
 
 from . import kernels, layers, zoo  # noqa: E402  only after the versions are known to fit

@@ -25,10 +25,15 @@ def check_versions() -> None:
     if problems:
         wanted = " ".join(f"'{name}>={LEAST[name]}'" for name in problems)
         said = f"attnzoo cannot run: {'; '.join(problems.values())}; pip install --upgrade {wanted}"
-        if sys.argv and Path(sys.argv[0]).stem == "attnzoo":
+        if is_command():
             sys.stderr.write(f"{said}\n")
             raise SystemExit(2)
         raise ImportError(said)
+
+
+def is_command() -> bool:
+    """Whether this process is the ``attnzoo`` command, and not a program that imports the package."""
+    return bool(sys.argv) and Path(sys.argv[0]).stem == "attnzoo"
 
 
 @cache

@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     if error.name != "mmengine":
         raise
     raise ModuleNotFoundError(
-        "attnzoo.registry needs the mm packages: make mm, or without a checkout pip install attnzoo[mm] && "
+        "attnzoo.registry needs the mm packages: make mm, or without a checkout pip install 'attnzoo[mm]' && "
         "pip install --no-deps onedl-mmdetection==3.5.1 onedl-mmsegmentation==1.4.2 imaug==0.4.3; "
         "attnzoo.create_detector and attnzoo.create_segmenter need none of them",
         name="mmengine",

@@ -83,14 +83,15 @@ def opaque(
 
 
 @torch.compiler.assume_constant_result
-def _exports() -> bool:
+def exports() -> bool:
+    """Whether the program that is being made is one of ``torch.export``."""
     # Asked while programs are made: in those that Dynamo of PyTorch 2.10 and 2.11 makes it is always true.
     return torch.compiler.is_exporting()
 
 
 def compiles_for_inference(x: torch.Tensor, *rest: Any) -> bool:
     """Whether ``torch.compile`` makes a program for a CPU without a gradient of what is computed from the arguments."""
-    if not torch.compiler.is_dynamo_compiling() or _exports():
+    if not torch.compiler.is_dynamo_compiling() or exports():
         return False
     # Other libraries' kinds of tensors know PyTorch's operators, not ours.
     plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ._checks import check_dtype, is_traced, is_transformed, may_overwrite, shown
 from ._chunks import in_chunks
+from ._opaque import exports
 from .dispatch import Implementation, Op
 
 # With fewer positions in all, the backward of many tiny maps costs more than it saves.
@@ -141,6 +142,9 @@ def _by_phases(
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     # vmap knows no layouts.
     if x.device.type != "cpu" or (not is_traced(x) and is_transformed()):
+        return _reference(x, *parameters, dilation)
+    # How phases are filled up is a matter of the size: a program of open size has none.
+    if is_traced(x) and exports() and not all(isinstance(n, int) for n in x.shape[2:]):
         return _reference(x, *parameters, dilation)
     if not is_traced(x) and _grown(x, dilation) > _MOST_GROWN:
         return _reference(x, *parameters, dilation)

@@ -1,6 +1,8 @@
 """Rules of the layout: what is packaged, which folder may import which, and where checkpoints are opened."""
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +75,14 @@ def test_layers_and_zoo_know_nothing_of_triton() -> None:
 def test_checkpoints_are_opened_in_one_place() -> None:
     calls = [path for path in SOURCES if "torch.load(" in path.read_text(encoding="utf-8")]
     assert [str(path.relative_to(ROOT)) for path in calls] == ["weights/reader.py"]
+
+
+@pytest.mark.parametrize(("started_as", "status"), [("attnzoo", 130), ("program", -signal.SIGINT)])
+def test_ctrl_c_while_the_command_still_imports(tmp_path: Path, started_as: str, status: int) -> None:
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise KeyboardInterrupt\n")
+    code = f"import sys; sys.argv[0] = '/usr/bin/{started_as}'; import attnzoo"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == status
+    assert (done.stderr == "attnzoo: interrupted\n") == (started_as == "attnzoo")

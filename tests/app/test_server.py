@@ -131,7 +131,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 def test_missing_extra(missing: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     line = one_line(["--port", str(free_port())], capsys)
-    assert f"{missing} is not installed; pip install attnzoo[app]" in line
+    assert f"{missing} is not installed; pip install 'attnzoo[app]'" in line
 
 
 def test_starts_on_loopback_and_leaves_nothing(tmp_path: Path) -> None:

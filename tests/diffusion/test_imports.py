@@ -50,4 +50,4 @@ def test_only_attnzoo_is_found_elsewhere_and_brings_no_diffusers(tmp_path):
 
 def test_without_diffusers_the_error_names_the_extra(tmp_path):
     done = run("import sys; sys.modules['diffusers'] = None\nimport attnzoo\nimport attnzoo.diffusion", tmp_path)
-    assert done.stderr.strip().splitlines()[-1].endswith("needs diffusers: pip install attnzoo[diffusion]")
+    assert done.stderr.strip().splitlines()[-1].endswith("needs diffusers: pip install 'attnzoo[diffusion]'")

@@ -146,6 +146,21 @@ def test_compiles_and_exports_with_any_batch():
         torch.testing.assert_close(program(*more), Model()(*more))
 
 
+def test_exports_with_any_size():
+    class Model(torch.nn.Module):
+        def forward(self, x, *parameters):
+            return large_kernel_attention(x, *parameters)
+
+    first, *parameters = draw(4, (15, 17), dtype=torch.float32)
+    open_size = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
+    with torch.no_grad():
+        shapes = {"x": open_size, "parameters": (None,) * 6}
+        program = torch.export.export(Model(), (first, *parameters), dynamic_shapes=shapes).module()
+        for size in ((15, 17), (18, 18), (5, 40)):
+            x = torch.randn(2, 4, *size)
+            torch.testing.assert_close(program(x, *parameters), run("reference", x, *parameters))
+
+
 @pytest.mark.parametrize(
     ("error", "message", "position", "value"),
     [

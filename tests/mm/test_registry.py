@@ -170,5 +170,5 @@ def test_without_mm_packages(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[32, 48, 96, 160]"
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ModuleNotFoundError: attnzoo.registry needs the mm packages: make mm")
-    assert "pip install attnzoo[mm]" in last and "create_detector" in last and "create_segmenter" in last
+    assert "pip install 'attnzoo[mm]'" in last and "create_detector" in last and "create_segmenter" in last
     assert "direct cause" not in done.stderr and "During handling" not in done.stderr

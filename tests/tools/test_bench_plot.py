@@ -159,7 +159,7 @@ def test_matplotlib_is_named_where_it_is_missing(tmp_path: Path, monkeypatch, ca
     monkeypatch.setitem(plot.sys.modules, "matplotlib", None)
     file = write(tmp_path / "a.json", ["van_b0"])
     assert main(["bench", "plot", str(file), "--output", str(tmp_path / "a.png")]) == 2
-    assert "pip install attnzoo[visualize]" in capsys.readouterr().err
+    assert "pip install 'attnzoo[visualize]'" in capsys.readouterr().err
 
 
 def test_published_accuracies() -> None:

@@ -115,9 +115,11 @@ def test_feature_maps(tmp_path: Path) -> None:
     assert check.difference([torch.from_numpy(x) for x in found], truth) < 1e-5
 
 
-def test_any_size_where_the_architecture_allows_it(tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize("name", [CONVNEXT, "van_b0"])
+def test_any_size_where_the_architecture_allows_it(name: str, tmp_path: Path, capsys) -> None:
     path = tmp_path / "any.onnx"
-    assert export(CONVNEXT, "--random-weights", "--dynamic-size", "--output", path) == 0
+    size = ("--img-size", 160)
+    assert export(name, "--random-weights", "--dynamic-size", *size, "--output", path) == 0
     printed = capsys.readouterr().out
     assert all(f"batch 3, {size}: " in printed for size in ("256×224", "205×219", "96×128"))
     assert session(path).run(None, {"images": np.zeros((1, 3, 64, 224), np.float32)})[0].shape == (1, 1000)
@@ -281,7 +283,7 @@ def test_folders_without_photographs(tmp_path: Path, capsys) -> None:
 def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert export(VIT, "--random-weights", "--output", tmp_path / "a.onnx") == 2
-    assert capsys.readouterr().err == (f"attnzoo export: {package} is not installed; pip install attnzoo[export]\n")
+    assert capsys.readouterr().err == (f"attnzoo export: {package} is not installed; pip install 'attnzoo[export]'\n")
 
 
 def test_all_models_resume(tmp_path: Path, monkeypatch) -> None:

@@ -207,7 +207,8 @@ def test_a_query_that_is_no_pixel(cat: Path, capsys: pytest.CaptureFixture) -> N
 def test_without_matplotlib(cat: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert main(["visualize", "dinat_nano", str(cat), "--img-size", "32"]) == 2
-    assert capsys.readouterr().err == "attnzoo visualize: matplotlib is not installed; pip install attnzoo[visualize]\n"
+    said = capsys.readouterr().err
+    assert said == "attnzoo visualize: matplotlib is not installed; pip install 'attnzoo[visualize]'\n"
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -16,4 +16,4 @@ def import_extra(module: str, package: str | None = None, extra: str = "train") 
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         name = package or module.split(".")[0]
-        raise UserError(f"{name} is not installed; pip install attnzoo[{extra}]") from error
+        raise UserError(f"{name} is not installed; pip install 'attnzoo[{extra}]'") from error

@@ -87,7 +87,7 @@ class Log:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.say("tensorboard is not installed: no events are written; pip install attnzoo[train]")
+            self.say("tensorboard is not installed: no events are written; pip install 'attnzoo[train]'")
             return
         self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=updates + 1)
 

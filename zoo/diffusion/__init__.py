@@ -6,7 +6,7 @@ except ModuleNotFoundError as error:
     if error.name != "diffusers":
         raise
     raise ModuleNotFoundError(
-        "attnzoo.diffusion needs diffusers: pip install attnzoo[diffusion]", name="diffusers"
+        "attnzoo.diffusion needs diffusers: pip install 'attnzoo[diffusion]'", name="diffusers"
     ) from None
 
 from .attention import AgentSelfAttention, attend, attend_agents
