@@ -58,22 +58,43 @@ def memory_check(monkeypatch: pytest.MonkeyPatch) -> None:
     watch("create_masked_store", 1)
 
 
+def _tf32_parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(high, low): what x is rounded to, and what is left of it, rounded too; nothing of what is not finite."""
+    high = _to_tf32(x)
+    with np.errstate(invalid="ignore"):
+        return high, _to_tf32(np.nan_to_num(x - high, nan=0.0))
+
+
+def _to_tf32(x: np.ndarray) -> np.ndarray:
+    """float32 of ten bits of fraction; halves are rounded away from zero."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    rounded = ((bits + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x)
+
+
 @pytest.fixture(autouse=True)
 def ordered_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dot products that round by their factors alone, as on matrix units.
+    """Dot products that round by their factors alone, and to TF32 where a GPU's matrix units do.
 
     numpy's BLAS rounds by the shape and layout as well, otherwise on every processor: the scores that a backward
-    recomputes are then not those of the forward, and what a test finds depends on the machine.
+    recomputes are then not those of the forward, and what a test finds depends on the machine. Of the products of TF32
+    the interpreter makes those of float32.
     """
     if torch.cuda.is_available():
         return
+    from triton._C.libtriton import ir
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    def create_dot(builder: InterpreterBuilder, a: Any, b: Any, d: Any, *options: Any) -> TensorHandle:
-        rows, columns = (x.data.astype(d.data.dtype) for x in (a, b))
+    def create_dot(builder: InterpreterBuilder, a: Any, b: Any, d: Any, precision: Any, *options: Any) -> TensorHandle:
+        factors = tuple(x.data.astype(d.data.dtype) for x in (a, b))
+        pairs = [factors]
+        if a.data.dtype == np.float32 and precision == ir.INPUT_PRECISION.TF32x3:
+            (high_row, low_row), (high_column, low_column) = map(_tf32_parts, factors)
+            pairs = [(low_row, high_column), (high_row, low_column), (high_row, high_column)]
         total = np.zeros_like(d.data)
-        for place in range(rows.shape[-1]):
-            total += rows[..., :, place, None] * columns[..., None, place, :]
+        for rows, columns in pairs:
+            for place in range(rows.shape[-1]):
+                total += rows[..., :, place, None] * columns[..., None, place, :]
         return TensorHandle(total + d.data, d.dtype.scalar)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
