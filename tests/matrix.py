@@ -17,10 +17,10 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 # The floors of pyproject.toml; the newest are what pip finds.
 OLDEST = ("torch==2.10.0", "torchvision==0.25.0", "timm==1.0.26", "safetensors==0.5.0", "pyyaml==6.0.1", "rich==13.0.0")
 NEWEST = ("torch", "torchvision", "timm", "safetensors", "pyyaml", "rich")
-# Ops whole, as what torch.compile makes of them differs most; of models and commands a few.
-OPS = ("tests/kernels",)
+# Whole: ops, of which torch.compile makes something else in each, and timm's backbones; of models and commands a few.
+WHOLE = ("tests/kernels", "tests/zoo/test_dense_timm.py")
 REST = ("tests/zoo/test_contract.py", "tests/weights/test_reader.py", "tests/tools/test_list_info.py")
-RUNS = (OPS, (*REST, "-k", "structure or heads or reader or list_info"))
+RUNS = (WHOLE, (*REST, "-k", "structure or heads or reader or list_info"))
 TOOLS = ("pytest>=8.2", "pytest-timeout>=2.3", "hypothesis>=6.100", "tomli; python_version < '3.11'")
 
 

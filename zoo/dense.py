@@ -59,6 +59,9 @@ class Backbone(nn.Module):
         info = _stages(self.body, name, out_indices, frozen_stages)
         whole = set(self.body.state_dict())
         self.out_indices = list(self.body.prune_intermediate_layers(list(out_indices), prune_norm=True))
+        # timm 1.0.26 leaves ConvNeXt's last norm there, which no map goes through: a parameter without a gradient.
+        if any(True for _ in getattr(self.body, "head", nn.Identity()).parameters()):
+            self.body.head = nn.Identity()
         self._pruned = whole - set(self.body.state_dict())
         self.out_channels = [info[i]["num_chs"] for i in self.out_indices]
         self.out_strides = [info[i]["reduction"] for i in self.out_indices]

@@ -99,7 +99,7 @@ def test_another_models_checkpoint_does_not_fit(tmp_path: Path) -> None:
         (dict(name="pvt_v2_b0", out_indices=(2, 1)), r"stages 0 to 3, in rising order"),
         (dict(name="pvt_v2_b0", out_indices=()), r"out_indices=\(\)"),
         (dict(name="pvt_v2_b0", frozen_stages=4), r"frozen_stages=4: pvt_v2_b0 has stages 0 to 3; -1 freezes none"),
-        (dict(name="hrnet_w18_small", frozen_stages=1), r"frozen_stages=1: hrnet_w18_small has no module"),
+        (dict(name="hrnet_w18_small", frozen_stages=1), r"hrnet_w18_small has no (module|stages)"),
         (dict(name="resnet18", no_such_argument=1), r"no_such_argument"),
     ],
 )
