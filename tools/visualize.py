@@ -153,7 +153,7 @@ def _analyse(args: argparse.Namespace, subject: "Subject", photographs: "list[Ph
         table = analysis.head_importance(
             subject.model, [photograph.tensor for photograph in photographs], chosen, args.target
         )
-    return analysis.write(table, _folder(args.output), _title(args), *_origin(args, subject))
+    return analysis.write(table, _folder(args.output) / subject.name, _title(args), *_origin(args, subject))
 
 
 def _last_of_each_kind(maps: "dict[str, AttentionMap]") -> "dict[str, AttentionMap]":

@@ -219,7 +219,7 @@ def test_attention_distance_command(cat: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["visualize", "dinat_nano.digits", str(cat), "--img-size", "64", "--output", str(out)]
     assert main([*command, "--analysis", "attention-distance", "--html"]) == 0
-    rows = read(out / "attention-distance.csv")
+    rows = read(out / "dinat_nano.digits.attention-distance.csv")
     assert [row["head"] for row in rows[:4]] == ["0", "0", "0", "1"] and len(rows) == 1 + 1 + 2 + 2 + 4 + 4 + 8
     assert "data:image/png" in (out / "index.html").read_text()
     # Three keys of four pixels each side of the query, dilation one: no key is further than a diagonal.
@@ -270,9 +270,9 @@ def test_head_importance_command(cat: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["visualize", "dinat_nano.digits", str(cat), "--img-size", "32", "--output", str(out)]
     assert main([*command, "--analysis", "head-importance", "--layer", "stages.3.*"]) == 0
-    rows = read(out / "head-importance.csv")
+    rows = read(out / "dinat_nano.digits.head-importance.csv")
     assert [row["layer"] for row in rows] == ["stages.3.blocks.0.attn"] * 8
-    assert Image.open(out / "head-importance.png").size[0] > 600
+    assert Image.open(out / "dinat_nano.digits.head-importance.png").size[0] > 600
 
 
 def test_documented_pictures_and_commands(capsys: pytest.CaptureFixture) -> None:

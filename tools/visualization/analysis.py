@@ -105,13 +105,13 @@ def head_importance(
     return Table("head-importance", "growth of the loss without the head", rows)
 
 
-def write(table: Table, folder: Path, title: str, note: str, warning: str = "") -> list[Path]:
-    """Writes NAME.png and NAME.csv.
+def write(table: Table, stem: Path, title: str, note: str, warning: str = "") -> list[Path]:
+    """Writes STEM.ANALYSIS.png and STEM.ANALYSIS.csv.
 
     Raises:
         UserError: matplotlib is not installed, or a file cannot be written.
     """
-    picture, numbers = folder / f"{table.name}.png", folder / f"{table.name}.csv"
+    picture, numbers = (stem.with_name(f"{stem.name}.{table.name}.{kind}") for kind in ("png", "csv"))
     write_atomic(picture, _plot(table, title, note, warning))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
