@@ -46,5 +46,5 @@ def test_unknown_split_names_the_two():
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"scikit-learn is not installed; pip install attnzoo\[train\]"):
+    with pytest.raises(UserError, match=r"scikit-learn is not installed; pip install 'attnzoo\[train\]'"):
         digits_dataset("train")
