@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,11 +70,7 @@ def _axis(length: int, kernel: int) -> _Axis:
     )
 
 
-def _many_windows(x: torch.Tensor, weight: torch.Tensor, kernel: tuple[int, int], *rest: Any) -> bool:
-    return not _few_windows(((x.shape[1], kernel[0]), (x.shape[2], kernel[1])))
-
-
-@opaque("dynamic_conv_on_cpu", like_first, when=_many_windows)
+@opaque("dynamic_conv_on_cpu", like_first)
 # Dynamo would trace the making of the index tables; AOTAutograd and export see what is done with them.
 @torch.compiler.allow_in_graph
 def tiled_dynamic_conv(

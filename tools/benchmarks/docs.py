@@ -29,7 +29,7 @@ How to read the tables of ops:
   code's way of computing the op, written anew from its description, on its layer's layout of the tensors; `gather` is
   neighborhood attention by copies of all windows, `SDPA` PyTorch's `scaled_dot_product_attention`. `torch, compiled`
   went through `torch.compile`, whose programs call the eager code of neighborhood, routing, sparse and flow-attention,
-  and of some sizes of agent attention and dynamic convolution, as one operator. Other libraries appear where they were
+  of dynamic convolution, and of some sizes of agent attention, as one operator. Other libraries appear where they were
   installed. `natten` has no relative position bias any more: it computes less than the others; `natten 0.14.6 (C++)`,
   with which the published checkpoints were trained, has it.
 - **ms**: median time of a call. On one thread it is the processor time of the process, which other processes' turns
