@@ -1,4 +1,4 @@
-"""What ``attnzoo bench ops`` and ``attnzoo bench models`` share: options, the setting they report, their files."""
+"""What ``attnzoo bench ops``, ``layers`` and ``models`` share: options, the setting they report, their files."""
 
 import argparse
 import contextlib

@@ -67,16 +67,21 @@ def square_windows(side: int, kernel: int, dilation: int, device: torch.device) 
     return tuple(x.to(device) for x in flat)
 
 
+def attend_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+    """q, k, v ``[B, heads, N, D]``, and :func:`square_windows` → ``[B, heads, N, D]``."""
+    keys, values = k[:, :, index], v[:, :, index]
+    scores = (q * _head_width(q)).unsqueeze(-2) @ keys.transpose(-1, -2)
+    scores = scores + bias.flatten(1)[:, offsets].unsqueeze(-2)
+    return (scores.softmax(-1) @ values).squeeze(-2)
+
+
 def gathered_windows(inputs: Inputs) -> Form:
     """Neighborhood attention by an index: a copy of every window's keys and values, then products."""
     q = inputs["q"]
     index, offsets = square_windows(q.shape[1], inputs["kernel_size"], inputs["dilation"], q.device)
 
     def run(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        keys, values = k[:, :, index], v[:, :, index]
-        scores = (q * _head_width(q)).unsqueeze(-2) @ keys.transpose(-1, -2)
-        scores = scores + bias.flatten(1)[:, offsets].unsqueeze(-2)
-        return (scores.softmax(-1) @ values).squeeze(-2)
+        return attend_windows(q, k, v, bias, index, offsets)
 
     maps = (inputs[name].flatten(1, 2).transpose(1, 2).contiguous() for name in "qkv")
     return Form(run, (*maps, inputs["rel_pos_bias"]), lambda out: out.transpose(1, 2).reshape(q.shape))
@@ -127,6 +132,21 @@ def large_kernel(inputs: Inputs) -> Form:
     return Form(run, (inputs["x"], *(inputs[f"{name}_{kind}"] for kind in ("weight", "bias") for name in parts)))
 
 
+def attend_magnitude_aware(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """q, k, v ``[B, heads, N, D]`` and tables ``[N, D]`` of neighbouring pairs → ``[B, heads, N, D]``."""
+
+    def turn(x: Tensor) -> Tensor:
+        return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) * sin
+
+    scale, tokens = _head_width(q), q.shape[-2]
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    z = q @ k.mean(-2, keepdim=True).transpose(-2, -1) * scale
+    q, k = turn(q), turn(k)
+    share = (scale / tokens) ** 0.5
+    state = (k.transpose(-2, -1) * share) @ (v * share)
+    return q @ state * (1 + 1 / (z + 1e-6)) - z * v.mean(-2, keepdim=True)
+
+
 def magnitude_aware(inputs: Inputs) -> Form:
     """MALA: from channels first, rotation of neighbouring channels by stacking."""
     cos, sin = (x.flatten(0, -2).repeat_interleave(2, dim=-1) for x in inputs["rotation"])
@@ -138,18 +158,8 @@ def magnitude_aware(inputs: Inputs) -> Form:
     def interleaved(x: Tensor) -> Tensor:
         return torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
 
-    def turn(x: Tensor) -> Tensor:
-        return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) * sin
-
     def run(*maps: Tensor) -> Tensor:
-        q, k, v = (x.transpose(-2, -1) for x in maps)
-        scale, tokens = _head_width(q), q.shape[-2]
-        q, k = F.elu(q) + 1, F.elu(k) + 1
-        z = q @ k.mean(-2, keepdim=True).transpose(-2, -1) * scale
-        q, k = turn(q), turn(k)
-        share = (scale / tokens) ** 0.5
-        state = (k.transpose(-2, -1) * share) @ (v * share)
-        return q @ state * (1 + 1 / (z + 1e-6)) - z * v.mean(-2, keepdim=True)
+        return attend_magnitude_aware(*(x.transpose(-2, -1) for x in maps), cos, sin)
 
     q, k, v = (inputs[name] for name in "qkv")
     maps = (channels_first(x) for x in (interleaved(q), interleaved(k), v))
@@ -248,17 +258,18 @@ def strip(inputs: Inputs) -> Form:
     return _layer(run, inputs)
 
 
+def convolve_unfolded(x: Tensor, weight: Tensor) -> Tensor:
+    """x ``[B, C, H, W]``, weight ``[B, groups, H, W, K * K]`` → ``[B, groups, C / groups, H, W]``."""
+    groups, height, width, window = weight.shape[1:]
+    kernel = round(window**0.5)
+    windows = F.unfold(x, kernel).unflatten(2, (height - kernel + 1, width - kernel + 1))
+    windows = F.pad(windows, (kernel // 2,) * 4, mode="replicate")
+    windows = windows.view(len(x), groups, -1, window, height, width)
+    return torch.einsum("bgckhw,bghwk->bgchw", windows, weight)
+
+
 def dynamic(inputs: Inputs) -> Form:
     """OverLoCK's form without NATTEN: every window unfolded, those at the border copied from their neighbours."""
-    batch, height, width, heads, channels = inputs["x"].shape
-    kernel = round(inputs["weight"].shape[-1] ** 0.5)
-
-    def run(x: Tensor, weight: Tensor) -> Tensor:
-        windows = F.unfold(x, kernel).unflatten(2, (height - kernel + 1, width - kernel + 1))
-        windows = F.pad(windows, (kernel // 2,) * 4, mode="replicate")
-        windows = windows.view(batch, heads, channels, kernel**2, height, width)
-        return torch.einsum("bgckhw,bghwk->bgchw", windows, weight)
-
     x = inputs["x"].permute(0, 3, 4, 1, 2).flatten(1, 2).contiguous()
     weight = inputs["weight"].permute(0, 3, 1, 2, 4).contiguous()
-    return Form(run, (x, weight), lambda out: out.permute(0, 3, 4, 1, 2))
+    return Form(convolve_unfolded, (x, weight), lambda out: out.permute(0, 3, 4, 1, 2))

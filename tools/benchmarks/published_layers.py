@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .published import square_windows
+from .published import attend_magnitude_aware, attend_windows, convolve_unfolded, square_windows
 
 Forward = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -58,9 +58,7 @@ def neighborhood(layer: nn.Module) -> Forward:
             tables[side] = square_windows(side, kernel, dilation, device)
         index, offsets = tables[side]
         q, k, v = layer.qkv(x).flatten(1, 2).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        scores = (q * q.shape[-1] ** -0.5).unsqueeze(-2) @ k[:, :, index].transpose(-1, -2)
-        scores = scores + layer.rel_pos_bias.flatten(1)[:, offsets].unsqueeze(-2)
-        out = (scores.softmax(-1) @ v[:, :, index]).squeeze(-2)
+        out = attend_windows(q, k, v, layer.rel_pos_bias, index, offsets)
         return layer.proj(out.transpose(1, 2).reshape(x.shape))
 
     return forward
@@ -86,9 +84,6 @@ def magnitude_aware(layer: nn.Module) -> Forward:
         angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
         return angles.cos().to(like), angles.sin().to(like)
 
-    def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) * sin
-
     def forward(x: Tensor) -> Tensor:
         side = x.shape[1]
         if side not in tables:
@@ -97,14 +92,7 @@ def magnitude_aware(layer: nn.Module) -> Forward:
         q, k, v, gate = F.conv2d(x, weight, bias).chunk(4, dim=1)
         position = nn.Conv2d.forward(layer.lepe, v)
         q, k, v = (each.flatten(2).unflatten(1, (heads, -1)).transpose(-2, -1) for each in (q, k, v))
-        scale, tokens = width**-0.5, side**2
-        q, k = F.elu(q) + 1, F.elu(k) + 1
-        z = q @ k.mean(-2, keepdim=True).transpose(-2, -1) * scale
-        q, k = turn(q, *tables[side]), turn(k, *tables[side])
-        share = (scale / tokens) ** 0.5
-        out = q @ ((k.transpose(-2, -1) * share) @ (v * share))
-        out = out * (1 + 1 / (z + 1e-6)) - z * v.mean(-2, keepdim=True)
-        out = out.transpose(-2, -1).reshape(position.shape)
+        out = attend_magnitude_aware(q, k, v, *tables[side]).transpose(-2, -1).reshape(position.shape)
         out = F.conv2d((out + position) * gate, layer.proj.weight[:, :, None, None], layer.proj.bias)
         return out.permute(0, 2, 3, 1)
 
@@ -121,13 +109,6 @@ def contmix(layer: nn.Module) -> Forward:
             tables[side, size] = square_windows(side, size, 1, logits.device)[1]
         return logits + table.flatten(1)[:, tables[side, size]].unflatten(1, (side, side))
 
-    def convolved(values: Tensor, weights: Tensor, size: int) -> Tensor:
-        height, width = values.shape[2:]
-        windows = F.unfold(values, size).unflatten(2, (height - size + 1, width - size + 1))
-        windows = F.pad(windows, (size // 2,) * 4, mode="replicate")
-        windows = windows.view(len(values), groups, -1, size**2, height, width)
-        return torch.einsum("bgckhw,bghwk->bgchw", windows, weights).flatten(1, 2)
-
     def forward(x: Tensor, query: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[2:]
         q = (layer.query(query) * layer.scale).flatten(2).unflatten(1, (groups, -1))
@@ -141,7 +122,7 @@ def contmix(layer: nn.Module) -> Forward:
             strict=True,
         )
         mixed = [
-            convolved(values, biased(part, table, size, height).softmax(-1), size)
+            convolve_unfolded(values, biased(part, table, size, height).softmax(-1)).flatten(1, 2)
             for values, part, table, size in parts
         ]
         return layer.proj(torch.cat(mixed, dim=1))
