@@ -5,17 +5,18 @@ Guo et al., "Visual Attention Network", arXiv:2202.09741, equations 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_dtype, is_traced, is_transformed, may_overwrite, shown
+from ._checks import check_dtype, is_traced, is_transformed, may_overwrite, needs_gradient, shown
 from ._chunks import in_chunks
 from ._opaque import exports
 from .dispatch import Implementation, Op
 
+# oneDNN's kernels for depth-wise convolutions know dilation, but beside a row they add only few zeros: six with AVX-512
+# (four to short rows of many channels), four with AVX2, three below that, and no more than the row is long. Where more
+# are asked for, a form takes over that takes ten times as long. Below a row there may be any number.
+_ZEROS_BESIDE = 3
 # With fewer positions in all, the backward of many tiny maps costs more than it saves.
 _FEW_POSITIONS = 200
 # Without a gradient a third of the batch is worked on at once: two buffers then take less than the result, as
@@ -23,7 +24,7 @@ _FEW_POSITIONS = 200
 _PARTS = 3
 _LEAST_BYTES = 2**21
 _BUFFER_BYTES = 2**22
-# A dilation that reaches beyond the map leaves phases of zeros.
+# A dilation that reaches beyond the map leaves phases of zeros, at most this many times the map.
 _MOST_GROWN = 4
 
 
@@ -104,7 +105,7 @@ def _prepare(
 
 
 def _depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int = 1) -> torch.Tensor:
-    padding = weight.shape[-1] // 2 * dilation
+    padding = tuple(n // 2 * dilation for n in weight.shape[2:])
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=weight.shape[0])
 
 
@@ -124,7 +125,7 @@ def _reference(
     return x * F.conv2d(attention, point_weight, point_bias)
 
 
-def _by_phases(
+def _torch(
     x: torch.Tensor,
     local_weight: torch.Tensor,
     dilated_weight: torch.Tensor,
@@ -134,34 +135,30 @@ def _by_phases(
     point_bias: torch.Tensor | None,
     dilation: int,
 ) -> torch.Tensor:
-    """Channels last, a few images at a time, and the dilated convolution as a dense one of every phase of the map.
-
-    oneDNN has no fast path for dilated depth-wise convolutions: on a CPU they take about twenty times the dense one's
-    time. Positions of one phase (row and column modulo the dilation) only meet each other.
-    """
+    """On a CPU channels last, a few images at a time, and the dilated convolution as oneDNN has kernels for it."""
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     # vmap knows no layouts.
     if x.device.type != "cpu" or (not is_traced(x) and is_transformed()):
         return _reference(x, *parameters, dilation)
-    # How phases are filled up is a matter of the size: a program of open size has none.
-    if is_traced(x) and exports() and not all(isinstance(n, int) for n in x.shape[2:]):
-        return _reference(x, *parameters, dilation)
-    if not is_traced(x) and _grown(x, dilation) > _MOST_GROWN:
-        return _reference(x, *parameters, dilation)
+    if all(isinstance(n, int) for n in x.shape[2:]):
+        parameters = (local_weight, _meeting(dilated_weight, x, dilation), *parameters[2:])
     if may_overwrite(x) and x.numel() and not torch.is_autocast_enabled("cpu"):
         return _in_place(x, *parameters, dilation).permute(0, 3, 1, 2)
-    if not is_traced(x) and x.shape[0] * x.shape[2] * x.shape[3] < _FEW_POSITIONS:
+    # Exported programs are seldom differentiated, and may be of open size, which has no phases.
+    gradient = needs_gradient((x, *parameters)) and not (is_traced(x) and exports())
+    if gradient and not is_traced(x) and not _has_phases(x, dilation):
         return _reference(x.contiguous(), *parameters, dilation)
     out = in_chunks(
-        lambda images: _channels_last(images, *parameters, dilation), (x,), x[:1].numel() * x.element_size()
+        lambda images: _channels_last(images, *parameters, dilation, gradient), (x,), x[:1].numel() * x.element_size()
     )
     return out.permute(0, 3, 1, 2)
 
 
-def _grown(x: torch.Tensor, dilation: int) -> float:
-    """How many times as large a map is whose phases are filled up with zeros."""
-    height, width = (-(-n // dilation) * dilation for n in x.shape[2:])
-    return height * width / (x.shape[2] * x.shape[3])
+def _meeting(weight: torch.Tensor, x: torch.Tensor, dilation: int) -> torch.Tensor:
+    """The taps of a dilated kernel that meet x ``[B, C, H, W]`` anywhere: all others only see the zeros around it."""
+    reach = weight.shape[-1] // 2
+    top, left = (reach - min(reach, (n - 1) // dilation) for n in x.shape[2:])
+    return weight[:, :, top : 2 * reach + 1 - top, left : 2 * reach + 1 - left]
 
 
 def _in_place(
@@ -174,19 +171,26 @@ def _in_place(
     point_bias: torch.Tensor | None,
     dilation: int,
 ) -> torch.Tensor:
-    """x ``[B, C, H, W]`` → ``[B, H, W, C]`` without a gradient: chunks share their buffers, phases are copied once."""
+    """x ``[B, C, H, W]`` → ``[B, H, W, C]`` without a gradient: chunks share their buffer."""
     batch, channels, height, width = x.shape
     image_bytes = x[0].numel() * x.element_size()
     parts = 1 if batch * image_bytes <= _LEAST_BYTES else _PARTS
     images = max(1, min(-(-batch // parts), _BUFFER_BYTES // image_bytes))
     out = x.new_empty(batch, height, width, channels)
-    buffer = x.new_empty(images, dilation, dilation, -(-height // dilation), -(-width // dilation), channels)
+    beside = _beside(dilated_weight, width, dilation)
+    buffer = x.new_empty(images, height, width + 2 * beside, channels)
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
         # A map with channels last is read where it is, another one is turned over into its place in the result.
         source = source if source.is_contiguous() else result.copy_(source)
         _gate(source, result, buffer[: len(source)], parameters, dilation)
     return out
+
+
+def _beside(weight: torch.Tensor, width: int, dilation: int) -> int:
+    """Zeros that have to stand on either side of every row, for oneDNN to have a kernel for what it adds itself."""
+    reach = weight.shape[-1] // 2 * dilation
+    return reach - min(reach, width, _ZEROS_BESIDE)
 
 
 def _gate(
@@ -196,58 +200,34 @@ def _gate(
     parameters: tuple[torch.Tensor | None, ...],
     dilation: int,
 ) -> None:
-    """x ``[B, H, W, C]`` by its attention into ``out``; ``buffer`` ``[B, d, d, H / d, W / d, C]`` is overwritten."""
+    """x ``[B, H, W, C]`` by its attention into ``out``; ``buffer`` ``[B, H, W + 2 * beside, C]`` is overwritten."""
     local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias = parameters
-    far = _depthwise(_local_phases(x, buffer, local_weight, local_bias), dilated_weight, dilated_bias)
-    far = far.permute(0, 2, 3, 1).contiguous()
-    # What was computed from is not needed any more: its place takes what follows, twice.
-    attention, product = (memory.flatten()[: x.numel()].view(-1, x.shape[3]) for memory in (buffer, far))
-    for phase, each in _phases(attention.view(x.shape), far.view_as(buffer), dilation):
-        each.copy_(phase)
+    near = _depthwise(x.permute(0, 3, 1, 2), local_weight, local_bias).permute(0, 2, 3, 1)
+    beside = (buffer.shape[2] - x.shape[2]) // 2
+    if beside:
+        buffer[:, :, :beside] = 0
+        buffer[:, :, -beside:] = 0
+        buffer[:, :, beside:-beside] = near
+        near = buffer
+    far = _dilated(near, dilated_weight, dilated_bias, dilation, beside).reshape(-1, x.shape[3])
+    # What the convolution read is not needed any more: its place takes the product.
+    product = buffer.flatten()[: x.numel()].view(far.shape)
     point = point_weight.flatten(1).t()
     if point_bias is None:
-        torch.mm(attention, point, out=product)
+        torch.mm(far, point, out=product)
     else:
-        torch.addmm(point_bias, attention, point, out=product)
+        torch.addmm(point_bias, far, point, out=product)
     torch.mul(x, product.view_as(x), out=out)
 
 
-def _local_phases(
-    x: torch.Tensor, buffer: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+def _dilated(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int, beside: int
 ) -> torch.Tensor:
-    """The local convolution of x ``[B, H, W, C]``, phases in ``buffer`` as in :func:`_gate` → ``[B * d * d, C, …]``.
-
-    Where the dilation does not divide the map its last phases are shorter: zeros fill them up.
-    """
-    dilation = buffer.shape[1]
-    buffer[:, x.shape[1] % dilation or dilation :, :, -1] = 0
-    buffer[:, :, x.shape[2] % dilation or dilation :, :, -1] = 0
-    attention = _depthwise(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1).contiguous()
-    for phase, each in _phases(attention, buffer, dilation):
-        phase.copy_(each)
-    return buffer.flatten(0, 2).permute(0, 3, 1, 2)
-
-
-def _phases(whole: torch.Tensor, split: torch.Tensor, dilation: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Views of split ``[B, d, d, H / d, W / d, C]`` and of the same in whole ``[B, H, W, C]``, both contiguous.
-
-    Where the dilation does not divide the map the phases of its last rows and columns are views of their own.
-    """
-    strides, (*_, row, col, _) = whole.stride(), split.stride()
-    for top, rows, row_phases in _periods(whole.shape[1], dilation):
-        for left, cols, col_phases in _periods(whole.shape[2], dilation):
-            shape = (len(whole), row_phases, col_phases, rows, cols, whole.shape[3])
-            place = split.storage_offset() + top // dilation * row + left // dilation * col
-            source = whole.storage_offset() + top * strides[1] + left * strides[2]
-            steps = (*strides[:3], dilation * strides[1], dilation * strides[2], 1)
-            yield split.as_strided(shape, split.stride(), place), whole.as_strided(shape, steps, source)
-
-
-@lru_cache(maxsize=256)
-def _periods(length: int, dilation: int) -> tuple[tuple[int, int, int], ...]:
-    """An axis as (first position, periods, phases of each): its whole periods, and what is left of one."""
-    whole, rest = divmod(length, dilation)
-    return tuple(each for each in ((0, whole, dilation), (whole * dilation, 1, rest)) if each[1] and each[2])
+    """The dilated convolution of x ``[B, H, W + 2 * beside, C]``, zeros and all → ``[B, H, W, C]``."""
+    below, within = (n // 2 * dilation for n in weight.shape[2:])
+    maps = x.permute(0, 3, 1, 2)
+    padding = (below, within - beside)
+    return F.conv2d(maps, weight, bias, padding=padding, dilation=dilation, groups=len(weight)).permute(0, 2, 3, 1)
 
 
 def _channels_last(
@@ -259,24 +239,37 @@ def _channels_last(
     dilated_bias: torch.Tensor | None,
     point_bias: torch.Tensor | None,
     dilation: int,
+    gradient: bool,
 ) -> torch.Tensor:
     """x ``[B, C, H, W]`` → ``[B, H, W, C]``."""
     x = x.contiguous(memory_format=torch.channels_last)
-    attention = _depthwise(x, local_weight, local_bias)
-    phases = dilation > 1
-    if phases:
-        attention = _depthwise(_to_phases(attention, dilation), dilated_weight, dilated_bias)
-    else:
-        attention = _depthwise(attention, dilated_weight, dilated_bias, dilation)
-    # Phases are still contiguous here; cropped to the map's size they would be copied for this product.
-    attention = F.linear(attention.permute(0, 2, 3, 1), point_weight.flatten(1), point_bias)
-    if phases:
-        attention = _from_phases(attention, dilation)[:, : x.shape[2], : x.shape[3]]
-    return x.permute(0, 2, 3, 1) * attention
+    near = _depthwise(x, local_weight, local_bias)
+    x = x.permute(0, 2, 3, 1)
+    if gradient and dilation > 1:
+        far = _depthwise(_to_phases(near, dilation), dilated_weight, dilated_bias).permute(0, 2, 3, 1)
+        # Phases are still contiguous here; cropped to the map's size they would be copied for this product.
+        far = F.linear(far, point_weight.flatten(1), point_bias)
+        return x * _from_phases(far, dilation)[:, : x.shape[1], : x.shape[2]]
+    # The width may be open here.
+    beside = _beside(dilated_weight, _ZEROS_BESIDE, dilation)
+    near = F.pad(near.permute(0, 2, 3, 1), (0, 0, beside, beside))
+    far = _dilated(near, dilated_weight, dilated_bias, dilation, beside)
+    return x * F.linear(far, point_weight.flatten(1), point_bias)
+
+
+def _has_phases(x: torch.Tensor, dilation: int) -> bool:
+    """Whether a backward by phases is worth it: they hold enough of x ``[B, C, H, W]``, and not mostly zeros."""
+    batch, _, height, width = x.shape
+    grown = -(-height // dilation) * dilation * -(-width // dilation) * dilation
+    return batch * height * width >= _FEW_POSITIONS and grown <= _MOST_GROWN * height * width
 
 
 def _to_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:
-    """``[B, C, H, W]`` → ``[B * dilation ** 2, C, H / dilation, W / dilation]``; zeros at the end as needed."""
+    """``[B, C, H, W]`` → ``[B * dilation ** 2, C, H / dilation, W / dilation]``; zeros at the end as needed.
+
+    Positions of one phase, row and column modulo the dilation, only meet each other: to them a dilated convolution is a
+    dense one. In the backward oneDNN has kernels for that alone.
+    """
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -x.shape[3] % dilation, 0, -x.shape[2] % dilation))
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // dilation, dilation, width // dilation, dilation, channels)
@@ -289,4 +282,4 @@ def _from_phases(x: torch.Tensor, dilation: int) -> torch.Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(1, 2)
 
 
-_op = Op("large_kernel_attention", _prepare, torch=Implementation(_by_phases), reference=Implementation(_reference))
+_op = Op("large_kernel_attention", _prepare, torch=Implementation(_torch), reference=Implementation(_reference))

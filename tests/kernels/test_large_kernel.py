@@ -88,6 +88,26 @@ def test_memory_without_a_gradient():
     assert peak_bytes(lambda: run("torch", *args), torch.device("cpu")) < 2 * args[0].nbytes
 
 
+# Short rows, those of many channels, rows that the taps at the kernel's end meet or do not.
+@pytest.mark.parametrize(
+    ("channels", "size"), [(64, (5, 3)), (512, (7, 7)), (24, (14, 9)), (64, (56, 56)), (96, (2, 40))]
+)
+@torch.no_grad()
+def test_convolutions_have_kernels_in_onednn(channels, size, capfd):
+    """oneDNN names what it runs: products of unfolded maps take about ten times as long as its depth-wise kernels."""
+    arguments = draw(channels, size, batch=1, dtype=torch.float32)
+    slow = {}
+    for backend in BACKENDS:
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            run(backend, *arguments)
+        calls = [line.split(",") for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+        grouped = [call for call in calls if "convolution" in call and f",g{channels}mb" in ",".join(call)]
+        slow[backend] = [call for call in grouped if "_dw:" not in ",".join(call)]
+    assert not slow["torch"]
+    # The definition's do not: what this test looks for is there to be seen.
+    assert bool(slow["reference"]) == torch.backends.mkldnn.is_available()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [(3, 2), (14, 14)])
 def test_gradcheck(size, backend, monkeypatch):
@@ -146,14 +166,15 @@ def test_compiles_and_exports_with_any_batch():
         torch.testing.assert_close(program(*more), Model()(*more))
 
 
-def test_exports_with_any_size():
+@pytest.mark.parametrize("learns", [False, True])
+def test_exports_with_any_size(learns):
     class Model(torch.nn.Module):
         def forward(self, x, *parameters):
             return large_kernel_attention(x, *parameters)
 
-    first, *parameters = draw(4, (15, 17), dtype=torch.float32)
+    first, *parameters = (x.requires_grad_(learns) for x in draw(4, (15, 17), dtype=torch.float32))
     open_size = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
-    with torch.no_grad():
+    with torch.set_grad_enabled(learns):
         shapes = {"x": open_size, "parameters": (None,) * 6}
         program = torch.export.export(Model(), (first, *parameters), dynamic_shapes=shapes).module()
         for size in ((15, 17), (18, 18), (5, 40)):
