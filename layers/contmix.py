@@ -69,8 +69,10 @@ def _map_norms(x: Tensor) -> Tensor:
     """Norm of every channel of maps [B, C, H, W], [B, C, 1, 1] in float32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.device.type == "cpu" and may_overwrite(x) and not x.is_contiguous():
-        # With channels last PyTorch's norm takes up to twelve times as long; but this has no gradient at zero.
-        return x.to(dtype).square().sum((2, 3), keepdim=True).sqrt()
+        # With channels last PyTorch's norm takes up to twelve times as long; but this has no gradient at zero. Squares
+        # of one image fit into caches.
+        squares = [image.to(dtype).square().sum((1, 2), keepdim=True) for image in x]
+        return torch.stack(squares).sqrt() if squares else x.new_empty(0, x.shape[1], 1, 1, dtype=dtype)
     return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=dtype)
 
 
