@@ -68,8 +68,11 @@ def flows(q: torch.Tensor, k: torch.Tensor, eps: float, outer_eps: float) -> tup
 
 
 def sigmoid(x: torch.Tensor, out: torch.Tensor) -> None:
-    """The features, in the dtype of computation."""
-    if x.dtype == out.dtype:
+    """The features of x ``[..., n, D]``, in the dtype of computation."""
+    # PyTorch takes 32 values of a row at once and a rest one by one, and between longer rows that lie apart it waits
+    # for memory as a copy does not: such rows are put together first.
+    as_it_lies = x.stride(-2) == x.shape[-1] or x.shape[-1] == 32
+    if as_it_lies and x.dtype == out.dtype:
         torch.sigmoid(x, out=out)
     else:
         out.copy_(x).sigmoid_()

@@ -93,10 +93,8 @@ def _aggregate(
 
 def _features(x: torch.Tensor, out: torch.Tensor, spare: torch.Tensor) -> None:
     """elu(x) + 1 into ``out``, without elu's slow expm1."""
-    if x.dtype != out.dtype:
-        x = out.copy_(x)
-    torch.clamp_min(x, 0, out=spare)
-    torch.clamp_max(x, 0, out=out).exp_().add_(spare)
+    torch.clamp_min(out.copy_(x), 0, out=spare)
+    out.clamp_max_(0).exp_().add_(spare)
 
 
 def _turned(x: torch.Tensor, rotation: Rotation | None, out: torch.Tensor) -> torch.Tensor:
