@@ -7,9 +7,12 @@ another in one buffer.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._checks import compute_dtype
+from ._chunks import one_block
 from ._flow_in_place import sigmoid
 
 # Tokens of a chunk: of a longer one more pairs are multiplied for nothing, shorter ones make smaller products.
@@ -44,14 +47,16 @@ class _Buffers:
         self.tokens = min(_SEGMENT, -(-length // _CHUNK) * _CHUNK)
         image_bytes = heads * self.tokens * width * dtype.itemsize
         self.images = min(max(1, _BUFFER_BYTES * torch.get_num_threads() // image_bytes), max(1, batch))
-        empty = q.new_empty(0, dtype=dtype)
-        self.queries, self.keys = (empty.new_empty(self.images, heads, self.tokens, width) for _ in "qk")
-        chunks = self.images * heads * self.tokens // _CHUNK
-        self.to_queries, self.to_keys = (empty.new_empty(chunks, _CHUNK, _CHUNK) for _ in "qk")
+        sequences, chunks = (self.images, heads), self.images * heads * self.tokens // _CHUNK
+        features, pairs = (*sequences, self.tokens, width), (chunks, _CHUNK, _CHUNK)
+        chunk, state = (*sequences, _CHUNK, v.shape[-1]), (*sequences, width, v.shape[-1])
+        shapes = (features, features, pairs, pairs, chunk, chunk, state)
+        memory = one_block(q.new_empty(0, dtype=dtype), *map(math.prod, shapes))
+        self.queries, self.keys, self.to_queries, self.to_keys, self.values, self.results, self.state = (
+            x.view(shape) for x, shape in zip(memory, shapes, strict=True)
+        )
         # What is not filled at the sequence's end is multiplied by zeros.
-        self.values = empty.new_zeros(self.images, heads, _CHUNK, v.shape[-1])
-        self.results = empty.new_empty(self.values.shape)
-        self.state = empty.new_empty(self.images, heads, width, v.shape[-1])
+        self.values.zero_()
 
 
 class _Sequence:

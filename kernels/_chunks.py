@@ -74,3 +74,13 @@ def buffer_bytes(most: int, out: torch.Tensor, buffers: int = 1) -> int:
 def evenly(total: int, most: int) -> int:
     """The size, at most ``most``, of equal parts of ``total``."""
     return -(-total // -(-total // most)) if total else 1
+
+
+def one_block(like: torch.Tensor, *sizes: int) -> list[torch.Tensor]:
+    """Flat buffers of so many values of ``like``'s kind, next to each other in memory, each from a cache line's start.
+
+    The GNU C library keeps twice its largest block that was freed: of one block beside a result it gives nothing back.
+    """
+    line = 64 // like.element_size()
+    places = [-(-size // line) * line for size in sizes]
+    return [x[:size] for x, size in zip(like.new_empty(sum(places)).split(places), sizes, strict=True)]

@@ -81,6 +81,10 @@ class Rows:
         """Rows of keys that rows of queries meet."""
         return self.tiles * self.size * self.keys
 
+    def pairs(self, columns: Columns) -> int:
+        """Keys that queries meet in a tile of these rows and some columns."""
+        return self.size * self.keys * columns.size * columns.keys
+
 
 @dataclass(frozen=True, eq=False)
 class Slab:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._chunks import evenly
+from ._chunks import evenly, one_block
 from ._neighborhood_plan import Columns, Rows, Slab, Windows, cut_columns, cut_rows
 from ._tiles import WHOLE, joint_offsets, spread_bias
 
@@ -118,13 +118,17 @@ def slab_attention(
 def _attend_maps(maps: tuple[torch.Tensor, ...], images: int, plan: Plan, masks: Masks, scale: float) -> None:
     """Attention of queries, keys and values into results, maps of a multiple of ``images`` that are copied at once."""
     q, k, v, _ = maps
-    slabs = [_Slabs(q, k, v, columns, plan, images) for columns in plan.columns]
+    slabs = [_Slabs(columns, plan, images, q, v) for columns in plan.columns]
+    scores = max(each.at_once(part) * part.pairs(each.columns) for each in slabs for part in plan.rows.parts)
+    scores, *copies = one_block(q, scores, *(size for each in slabs for size in each.sizes))
+    for each, start in zip(slabs, range(0, len(copies), 3), strict=True):
+        each.place(*copies[start : start + 3])
     for group in zip(*(x.split(images) for x in maps), strict=True):
         *sources, result = (_groups(x, plan.dilation) for x in group)
         for each in slabs:
             each.load(*sources)
             for part in plan.rows.parts:
-                each.store(part, _attend(each, part, masks, scale), result)
+                each.store(part, _attend(each, part, masks, scale, scores), result)
 
 
 def _images_at_once(q: torch.Tensor, v: torch.Tensor, plan: Plan) -> int:
@@ -146,22 +150,40 @@ def _groups(x: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
 class _Slabs:
     """Queries, keys and values of some columns: ``[images, groups, tiles, heads, height, columns of a tile, D]``."""
 
-    def __init__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, columns: Columns, plan: Plan, images: int
-    ) -> None:
+    def __init__(self, columns: Columns, plan: Plan, images: int, q: torch.Tensor, v: torch.Tensor) -> None:
         self.columns = columns
         self._rows = plan.rows
         self._shape = (images, *plan.dilation, len(columns.starts), q.shape[3])
-        self._queries = self._make(q, columns.size, 0)
+        self._element_size = q.element_size()
         beyond = max(part.first_key + (part.tiles - 1) * part.size + part.keys for part in plan.rows.parts)
-        self._keys, self._values = (self._make(x, columns.keys, max(0, beyond - plan.rows.height)) for x in (k, v))
+        beyond = max(0, beyond - plan.rows.height) * columns.keys
+        slabs = [
+            (columns.size, q.shape[-1], 0),
+            (columns.keys, q.shape[-1], beyond),
+            (columns.keys, v.shape[-1], beyond),
+        ]
+        self._slabs = [(*self._shape, plan.rows.height, width, channels) for width, channels, _ in slabs]
+        # Values of the copies, with positions beyond the last slab's end.
+        self.sizes = [
+            math.prod(shape) + more * shape[-1] for shape, (_, _, more) in zip(self._slabs, slabs, strict=True)
+        ]
 
-    def _make(self, x: torch.Tensor, width: int, beyond: int) -> torch.Tensor:
-        """Slabs, with rows ``beyond`` the last one's end; of zeros where not all of it is filled in."""
-        make = x.new_zeros if self._rows.lead else x.new_empty
-        row, shape = width * x.shape[-1], (*self._shape, self._rows.height, width, x.shape[-1])
-        size = math.prod(shape)
-        return make(size + beyond * row)[:size].view(shape)
+    def place(self, *memory: torch.Tensor) -> None:
+        """Where the copies are, by their ``sizes``."""
+        if self._rows.lead:
+            # Not all of them is filled in.
+            for x in memory:
+                x.zero_()
+        self._queries, self._keys, self._values = (
+            x[: math.prod(shape)].view(shape) for x, shape in zip(memory, self._slabs, strict=True)
+        )
+
+    def at_once(self, part: Rows) -> int:
+        """How many tiles of a part are computed at once: a multiple of those after which masks repeat."""
+        tiles = math.prod(self._shape) * part.tiles
+        alike = len(self.columns.windows.offsets) * self._shape[-1] * part.tiles
+        most = _SCORE_BYTES * torch.get_num_threads() // (alike * part.pairs(self.columns) * self._element_size)
+        return evenly(tiles // alike, max(1, most)) * alike
 
     def load(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Fills in maps of :func:`_groups`."""
@@ -195,26 +217,23 @@ class _Slabs:
             yield x.as_strided(shape, (step, channels, 1), x.storage_offset() + first * row)
 
 
-def _attend(slabs: _Slabs, part: Rows, masks: Masks, scale: float) -> torch.Tensor:
+def _attend(slabs: _Slabs, part: Rows, masks: Masks, scale: float, memory: torch.Tensor) -> torch.Tensor:
     """Attention of a part's tiles ``[images * groups * tiles of columns * heads * tiles of rows, ...]``.
 
-    Some are computed at a time. Exponentials are not reduced by their row's largest score, which takes as long as the
-    products. Where a sum of them leaves the range in which that makes no difference, softmax computes them again.
+    Some are computed at a time, their scores in ``memory``. Exponentials are not reduced by their row's largest score,
+    which takes as long as the products. Where a sum of them leaves the range in which that makes no difference, softmax
+    computes them again.
     """
     q, k, v = slabs.matrices(part)
     runs = [(first, stop, (windows, slabs.columns.windows)) for first, stop, windows in part.runs]
     factors = [masks.factors(*windows) for _, _, windows in runs]
-    # Masks repeat after so many tiles.
-    shape = (*factors[0].shape[:2], part.tiles, q.shape[1], k.shape[1])
-    repeats = len(q) // math.prod(shape[:3])
-    most = _SCORE_BYTES * torch.get_num_threads() // (math.prod(shape) * q.element_size())
-    step = evenly(repeats, max(1, most)) * math.prod(shape[:3])
-    scores = q.new_empty(step, *shape[3:])
+    step, pairs = slabs.at_once(part), (q.shape[1], k.shape[1])
+    scores = memory[: step * math.prod(pairs)].view(step, *pairs)
     # Queries are not needed any more once they have their result.
     results = q if q.is_contiguous() and q.shape[-1] == v.shape[-1] else v.new_empty(*q.shape[:2], v.shape[-1])
     for query, key, value, result in zip(*(x.split(step) for x in (q, k, v, results)), strict=True):
         some = scores[: len(query)]
-        tiles = some.view(-1, *shape)
+        tiles = some.view(-1, *factors[0].shape[:2], part.tiles, *pairs)
         total = None
         # The product takes the scale along; a copy of the queries that does takes twice as long as one that does not.
         if masks.are_factors:
