@@ -69,10 +69,10 @@ def square_windows(side: int, kernel: int, dilation: int, device: torch.device) 
 
 def attend_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
     """q, k, v ``[B, heads, N, D]``, and :func:`square_windows` → ``[B, heads, N, D]``."""
-    keys, values = k[:, :, index], v[:, :, index]
-    scores = (q * _head_width(q)).unsqueeze(-2) @ keys.transpose(-1, -2)
+    # One copy of windows at a time: held together they would take twice the memory.
+    scores = (q * _head_width(q)).unsqueeze(-2) @ k[:, :, index].transpose(-1, -2)
     scores = scores + bias.flatten(1)[:, offsets].unsqueeze(-2)
-    return (scores.softmax(-1) @ values).squeeze(-2)
+    return (scores.softmax(-1) @ v[:, :, index]).squeeze(-2)
 
 
 def gathered_windows(inputs: Inputs) -> Form:
