@@ -13,10 +13,14 @@ from ._chunks import in_chunks
 from ._opaque import exports
 from .dispatch import Implementation, Op
 
-# oneDNN's kernels for depth-wise convolutions know dilation, but beside a row they add only few zeros: six with AVX-512
-# (four to short rows of many channels), four with AVX2, three below that, and no more than the row is long. Where more
-# are asked for, a form takes over that takes ten times as long. Below a row there may be any number.
-_ZEROS_BESIDE = 3
+# oneDNN's kernels for depth-wise convolutions know dilation, but beside a row they add only so many zeros, no more than
+# the row is long, and with AVX-512 to rows of less than eight only four. Where more are asked for, a form takes over
+# that takes ten times as long. Below a row there may be any number.
+_ZEROS_BESIDE = {"AVX512": 6, "AVX2": 4}.get(torch.backends.cpu.get_cpu_capability(), 3)
+_ZEROS_BESIDE_SHORT = min(4, _ZEROS_BESIDE)
+_SHORT = 8
+# On any processor.
+_ZEROS_BESIDE_LEAST = 3
 # With fewer positions in all, the backward of many tiny maps costs more than it saves.
 _FEW_POSITIONS = 200
 # Without a gradient a third of the batch is worked on at once: two buffers then take less than the result, as
@@ -177,7 +181,7 @@ def _in_place(
     parts = 1 if batch * image_bytes <= _LEAST_BYTES else _PARTS
     images = max(1, min(-(-batch // parts), _BUFFER_BYTES // image_bytes))
     out = x.new_empty(batch, height, width, channels)
-    beside = _beside(dilated_weight, width, dilation)
+    beside = _beside(dilated_weight, dilation, min(width, _ZEROS_BESIDE if width >= _SHORT else _ZEROS_BESIDE_SHORT))
     buffer = x.new_empty(images, height, width + 2 * beside, channels)
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     for source, result in zip(x.permute(0, 2, 3, 1).split(images), out.split(images), strict=True):
@@ -187,10 +191,10 @@ def _in_place(
     return out
 
 
-def _beside(weight: torch.Tensor, width: int, dilation: int) -> int:
-    """Zeros that have to stand on either side of every row, for oneDNN to have a kernel for what it adds itself."""
+def _beside(weight: torch.Tensor, dilation: int, most: int) -> int:
+    """Zeros that have to stand on either side of every row, for oneDNN to add no more than ``most`` itself."""
     reach = weight.shape[-1] // 2 * dilation
-    return reach - min(reach, width, _ZEROS_BESIDE)
+    return reach - min(reach, most)
 
 
 def _gate(
@@ -250,8 +254,8 @@ def _channels_last(
         # Phases are still contiguous here; cropped to the map's size they would be copied for this product.
         far = F.linear(far, point_weight.flatten(1), point_bias)
         return x * _from_phases(far, dilation)[:, : x.shape[1], : x.shape[2]]
-    # The width may be open here.
-    beside = _beside(dilated_weight, _ZEROS_BESIDE, dilation)
+    # A program may have an open width, and run on another processor.
+    beside = _beside(dilated_weight, dilation, _ZEROS_BESIDE_LEAST)
     near = F.pad(near.permute(0, 2, 3, 1), (0, 0, beside, beside))
     far = _dilated(near, dilated_weight, dilated_bias, dilation, beside)
     return x * F.linear(far, point_weight.flatten(1), point_bias)
