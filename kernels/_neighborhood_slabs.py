@@ -23,6 +23,10 @@ from ._tiles import WHOLE, joint_offsets, spread_bias
 # where their tiles have less than _FEW_BYTES of scores in a product: calls would cost too much.
 _SCORE_BYTES = 2**21
 _COPY_BYTES = 2**23
+# Positions of a dilation's groups lie apart: where images stay in a core's cache and the batch does not, an image is
+# first copied as it is, and fewer are at once.
+_IMAGE_BYTES = 2**20
+_NEAR_COPY_BYTES = 2**21
 _FEW_BYTES = 2**20
 # Positions of a map, and scores of all maps, that are computed without tiles.
 _SMALL = 12**2
@@ -120,15 +124,19 @@ def _attend_maps(maps: tuple[torch.Tensor, ...], images: int, plan: Plan, masks:
     q, k, v, _ = maps
     slabs = [_Slabs(columns, plan, images, q, v) for columns in plan.columns]
     scores = max(each.at_once(part) * part.pairs(each.columns) for each in slabs for part in plan.rows.parts)
-    scores, *copies = one_block(q, scores, *(size for each in slabs for size in each.sizes))
+    near = images * max(x[0].numel() for x in (q, v)) if _from_near(q, plan) else 0
+    scores, near, *copies = one_block(q, scores, near, *(size for each in slabs for size in each.sizes))
     for each, start in zip(slabs, range(0, len(copies), 3), strict=True):
         each.place(*copies[start : start + 3])
-    for group in zip(*(x.split(images) for x in maps), strict=True):
-        *sources, result = (_groups(x, plan.dilation) for x in group)
+    for *sources, result in zip(*(x.split(images) for x in maps), strict=True):
+        for which, source in enumerate(sources):
+            if len(near):
+                source = near[: source.numel()].view(source.shape).copy_(source)
+            for each in slabs:
+                each.load(which, _groups(source, plan.dilation))
         for each in slabs:
-            each.load(*sources)
             for part in plan.rows.parts:
-                each.store(part, _attend(each, part, masks, scale, scores), result)
+                each.store(part, _attend(each, part, masks, scale, scores), _groups(result, plan.dilation))
 
 
 def _images_at_once(q: torch.Tensor, v: torch.Tensor, plan: Plan) -> int:
@@ -138,8 +146,15 @@ def _images_at_once(q: torch.Tensor, v: torch.Tensor, plan: Plan) -> int:
     copied = groups * plan.rows.height * ((width + keys) * q.shape[-1] + keys * v.shape[-1]) * element
     scores = max(each.scores for each in plan.columns) * max(part.scores for part in plan.rows.parts)
     threads = torch.get_num_threads()
-    images = max(_COPY_BYTES * threads // copied, _FEW_BYTES * threads // (scores * groups * element))
+    room = _NEAR_COPY_BYTES if _from_near(q, plan) else _COPY_BYTES
+    images = max(room * threads // copied, _FEW_BYTES * threads // (scores * groups * element))
     return evenly(len(q), max(1, images))
+
+
+def _from_near(q: torch.Tensor, plan: Plan) -> bool:
+    """Whether maps are copied into a core's cache before their groups are."""
+    image_bytes = q.element_size() * q.shape[1:].numel()
+    return max(plan.dilation) > 1 and image_bytes <= _IMAGE_BYTES < len(q) * image_bytes
 
 
 def _groups(x: torch.Tensor, dilation: tuple[int, int]) -> torch.Tensor:
@@ -174,9 +189,7 @@ class _Slabs:
             # Not all of them is filled in.
             for x in memory:
                 x.zero_()
-        self._queries, self._keys, self._values = (
-            x[: math.prod(shape)].view(shape) for x, shape in zip(memory, self._slabs, strict=True)
-        )
+        self._copies = [x[: math.prod(shape)].view(shape) for x, shape in zip(memory, self._slabs, strict=True)]
 
     def at_once(self, part: Rows) -> int:
         """How many tiles of a part are computed at once: a multiple of those after which masks repeat."""
@@ -185,14 +198,13 @@ class _Slabs:
         most = _SCORE_BYTES * torch.get_num_threads() // (alike * part.pairs(self.columns) * self._element_size)
         return evenly(tiles // alike, max(1, most)) * alike
 
-    def load(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Fills in maps of :func:`_groups`."""
-        size, keys, lead = self.columns.size, self.columns.keys, self._rows.lead
-        for tile, (first, first_key) in enumerate(self.columns.starts):
-            self._queries[:, :, :, tile, :, : q.shape[4]].copy_(q[..., first : first + size, :])
-            for slabs, maps in ((self._keys, k), (self._values, v)):
-                place = slabs[:, :, :, tile, :, lead : lead + maps.shape[4]]
-                place.copy_(maps[..., first_key : first_key + keys, :])
+    def load(self, which: int, maps: torch.Tensor) -> None:
+        """Fills in queries, keys or values, 0 to 2, of maps of :func:`_groups`."""
+        width, lead = (self.columns.keys, self._rows.lead) if which else (self.columns.size, 0)
+        for tile, starts in enumerate(self.columns.starts):
+            first = starts[1 if which else 0]
+            place = self._copies[which][:, :, :, tile, :, lead : lead + maps.shape[4]]
+            place.copy_(maps[..., first : first + width, :])
 
     def store(self, part: Rows, results: torch.Tensor, maps: torch.Tensor) -> None:
         """Writes results ``[all tiles, queries of a tile, Dv]`` into maps of :func:`_groups`."""
@@ -205,11 +217,8 @@ class _Slabs:
     def matrices(self, part: Rows) -> Iterator[torch.Tensor]:
         """Queries, keys and values of the part's tiles: ``[all tiles, positions of a tile, D]``; keys overlap."""
         slabs = math.prod(self._shape)
-        for x, first, rows in (
-            (self._queries, part.first, part.size),
-            (self._keys, part.first_key, part.keys),
-            (self._values, part.first_key, part.keys),
-        ):
+        tiles = ((part.first, part.size), (part.first_key, part.keys), (part.first_key, part.keys))
+        for x, (first, rows) in zip(self._copies, tiles, strict=True):
             width, channels = x.shape[-2:]
             row = width * channels
             shape = (slabs * part.tiles, rows * width, channels)

@@ -154,17 +154,21 @@ SLABS = [
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("buffer_bytes", [1, 2**15, 2**22])
 @pytest.mark.parametrize(("space", "kernel", "dilation"), SLABS, ids=str)
+@pytest.mark.parametrize("near", [False, True])
 @torch.no_grad()
-def test_without_a_gradient(space, kernel, dilation, buffer_bytes, biased, monkeypatch):
+def test_without_a_gradient(near, space, kernel, dilation, buffer_bytes, biased, monkeypatch):
     monkeypatch.setattr(_neighborhood_slabs, "_SCORE_BYTES", buffer_bytes)
     monkeypatch.setattr(_neighborhood_slabs, "_COPY_BYTES", 32 * buffer_bytes)
+    monkeypatch.setattr(_neighborhood_slabs, "_NEAR_COPY_BYTES", 32 * buffer_bytes)
     monkeypatch.setattr(_neighborhood_slabs, "_FEW_BYTES", buffer_bytes)
     monkeypatch.setattr(_neighborhood_slabs, "_FEW_SCORES", 1)
     monkeypatch.setattr(_neighborhood_slabs, "_PRODUCT_SCORES", 1)
     torch.manual_seed(6)
     q, k, v = draw(space, batch=3, width=3, value_width=5)
     kernels, dilations = ((n, n) if isinstance(n, int) else n for n in (kernel, dilation))
-    assert _neighborhood_slabs.slab_plan(q, v, kernels, dilations)
+    monkeypatch.setattr(_neighborhood_slabs, "_IMAGE_BYTES", q[0].nbytes if near else 0)
+    plan = _neighborhood_slabs.slab_plan(q, v, kernels, dilations)
+    assert _neighborhood_slabs._from_near(q, plan) == (near and dilation != 1)
     bias = draw_bias(2, kernels) if biased else None
     for values in (v, v[..., :3]):
         found, truth = (run(backend, q, k, values, kernel, dilation, rel_pos_bias=bias) for backend in BACKENDS[::-1])

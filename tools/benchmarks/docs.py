@@ -12,7 +12,7 @@ _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
 _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
 # The same commands on a processor of another maker.
-_AMD_NAMES = ("ops-amd", "layers-amd", "blocks-amd")
+_AMD_NAMES = ("ops-amd", "layers-amd", "blocks-amd", "natten-amd")
 _NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, *_AMD_NAMES, "models", "models-backward")
 # What a CPU has pictures of instead, or no use for.
 _GPU_NAMES = (*_NAMES, "neighborhood-compiled", "blocks", "resolution")
@@ -67,8 +67,9 @@ measured on an AMD processor, on one thread alone: its two CPUs seem to share a 
 the run, too, where it makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54
 in another at 14×14, on the same machine.
 
-Sections without a processor in their title are Intel's, and older than two changes: large-kernel attention went by
-phases then, not by oneDNN's dilated kernels, and `gather` held its two copies of windows at once.
+Sections without a processor in their title are Intel's, and older than three changes: large-kernel attention went by
+phases then, not by oneDNN's dilated kernels, dilated neighborhood attention copied its groups from memory, and `gather`
+held its two copies of windows at once.
 
 In the tables of layers `published` has no library's kernels: neighborhood attention's copies all windows, ContMix's
 unfolds them. In those of blocks a layer stands between norms and residuals, an MLP behind it, and ContMix in its own
@@ -147,7 +148,7 @@ def _section(path: Path) -> str:
         title = "Blocks"
     if name == "resolution":
         title = "Models by image size"
-    if name in _NATTEN_NAMES:
+    if name in (*_NATTEN_NAMES, "natten-amd"):
         title = "Neighborhood attention beside NATTEN 0.14.6"
     title += ", forward and backward" if setting["backward"] else ", forward"
     on_gpu = setting["timer"] == "CUDA events"
