@@ -23,11 +23,11 @@ from ._tiles import WHOLE, joint_offsets, spread_bias
 # where their tiles have less than _FEW_BYTES of scores in a product: calls would cost too much.
 _SCORE_BYTES = 2**21
 _COPY_BYTES = 2**23
+_FEW_BYTES = 2**20
 # Positions of a dilation's groups lie apart: where images stay in a core's cache and the batch does not, an image is
 # first copied as it is, and fewer are at once.
 _IMAGE_BYTES = 2**20
 _NEAR_COPY_BYTES = 2**21
-_FEW_BYTES = 2**20
 # Positions of a map, and scores of all maps, that are computed without tiles.
 _SMALL = 12**2
 _FEW_SCORES = 2**19

@@ -148,7 +148,7 @@ def _section(path: Path) -> str:
         title = "Blocks"
     if name == "resolution":
         title = "Models by image size"
-    if name in (*_NATTEN_NAMES, "natten-amd"):
+    if name.startswith("natten"):
         title = "Neighborhood attention beside NATTEN 0.14.6"
     title += ", forward and backward" if setting["backward"] else ", forward"
     on_gpu = setting["timer"] == "CUDA events"
