@@ -23,7 +23,9 @@ from ._checks import is_transformed, needs_gradient
 BACKENDS = ("triton", "torch", "reference")
 ENVIRONMENT_VARIABLE = "ATTNZOO_BACKEND"
 
-_forced: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
+_environment: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
+_forced = _environment
+_settings: list[_Setting] = []
 _ops: dict[str, Op] = {}
 
 Observer = Callable[[str, tuple, Callable[[], torch.Tensor]], torch.Tensor]
@@ -91,6 +93,7 @@ class Op:
 
     def __init__(self, name: str, prepare: Callable[..., tuple], **implementations: Implementation) -> None:
         self.name = name
+        self.module = prepare.__module__
         self.prepare = prepare
         self.implementations = implementations
         _ops[name] = self
@@ -132,11 +135,27 @@ def _checked_backend(name: object, origin: str) -> str | None:
     raise ValueError(f"{origin} is {name!r}; known backends: {', '.join(map(repr, BACKENDS))}")
 
 
+class _Setting:
+    """A backend that was asked for, until the end of its ``with`` block where it has one."""
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self.has_block = False
+
+
+def _set(settings: list[_Setting]) -> None:
+    """The last one holds. What programs are guarded by is a plain string."""
+    global _settings, _forced
+    _settings = settings
+    _forced = settings[-1].name if settings else _environment
+
+
 class use_backend:
     """Forces one implementation for every op, or with None lets each op choose again.
 
-    Called, it sets the backend from there on; as a context manager it also restores the one before. The setting
-    holds for the whole process, all threads. A forced backend that cannot run is an error, never a silent fallback.
+    Called, it sets the backend from there on; as a context manager it takes that back at the block's end, and what was
+    set inside the block. The setting holds for the whole process, all threads; of blocks that overlap in several
+    threads the one begun last holds. A forced backend that cannot run is an error, never a silent fallback.
 
     Args:
         name: ``"triton"``, ``"torch"``, ``"reference"`` or None.
@@ -146,19 +165,28 @@ class use_backend:
     """
 
     def __init__(self, name: str | None) -> None:
-        global _forced
-        name = _checked_backend(name, "use_backend's name")
-        self._previous = _forced
-        _forced = name
+        self._made = _Setting(_checked_backend(name, "use_backend's name"))
+        self._blocks: list[_Setting] = []
+        kept = _settings
+        if len(kept) > 1 and not (kept[-1].has_block or kept[-2].has_block):
+            # The one before the last can only come back at the end of a block that has begun.
+            kept = [*kept[:-2], kept[-1]]
+        _set([*kept, self._made])
 
     def __enter__(self) -> use_backend:
+        if self._made.has_block or self._made not in _settings:
+            self._made = _Setting(self._made.name)
+            _set([*_settings, self._made])
+        self._made.has_block = True
+        self._blocks.append(self._made)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global _forced
-        _forced = self._previous
+        block = self._blocks.pop()
+        place = _settings.index(block)
+        _set([*_settings[:place], *(each for each in _settings[place + 1 :] if each.has_block)])
 
 
 def get_backend() -> str | None:
@@ -198,11 +226,11 @@ def explain(op: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> Expla
         op: a public function of ``attnzoo.kernels``.
 
     Raises:
-        TypeError: ``op`` is not such a function.
-        ValueError: whatever ``op`` itself raises for these arguments, or a bad ATTNZOO_BACKEND.
+        TypeError: ``op`` is not such a function, or raises one for these arguments.
+        ValueError: what ``op`` raises for these arguments, or a bad ATTNZOO_BACKEND.
     """
     entry = _ops.get(getattr(op, "__name__", ""))
-    if entry is None:
+    if entry is None or getattr(op, "__module__", None) != entry.module:
         raise TypeError(f"explain takes one of {', '.join(sorted(_ops))}, not {op!r}")
     call = inspect.signature(entry.prepare).bind(*args, **kwargs)
     prepared = entry.prepare(*call.args, **call.kwargs)

@@ -144,7 +144,11 @@ def _attend_gathered(
 
 
 def _row_means(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Descriptors ``[B, regions, channels]`` of a map in its regions' rows; shape: images, regions, rows of one, …"""
+    """Descriptors ``[B, regions, channels]`` of a map whose rows are those of its regions.
+
+    Args:
+        shape: B, rows of regions, rows of a region, columns of regions, columns of a region.
+    """
     batch, rows, high, cols, wide = shape
     channels = x.shape[1] // wide
     x = x.view(batch, rows, high, cols, wide * channels).mean(2, dtype=compute_dtype(x.dtype))

@@ -9,6 +9,7 @@ from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels import agent_attention
+from ._checks import check_heads, check_odd
 from ._windows import pad_to_windows
 
 _TABLE = (7, 7)
@@ -84,10 +85,8 @@ class AgentAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is not odd and positive")
+        check_heads(dim, num_heads)
+        check_odd("kernel_size", kernel_size)
         if class_token and window_size is not None:
             raise ValueError(f"class_token=True does not go with window_size={window_size}")
         self.num_heads = num_heads

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..kernels import dynamic_depthwise_conv
 from ..kernels._checks import may_overwrite
+from ._checks import check_odd
 from .dilated_reparam import DilatedReparamConv
 
 # The context is pooled to this many regions along each side.
@@ -129,8 +130,7 @@ class ContMix(nn.Module):
         groups = 2 * num_heads
         if num_heads < 1 or dim % (2 * groups):
             raise ValueError(f"num_heads={num_heads}: four times it does not divide dim={dim}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is not odd")
+        check_odd("kernel_size", kernel_size)
         if not 1 <= smk_size <= kernel_size or smk_size % 2 == 0:
             raise ValueError(f"smk_size={smk_size} is not odd or exceeds kernel_size={kernel_size}")
         self.groups = groups

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._checks import check_odd
 from ._windows import join_windows, pad_to_windows, split_windows, window_attention
 
 
@@ -42,6 +43,7 @@ class CrossShapedWindowAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} is not an even number that divides dim={dim}")
         if split_size < 1:
             raise ValueError(f"split_size={split_size} is below 1")
+        check_odd("lepe_kernel", lepe_kernel)
         self.num_heads = num_heads
         self.split_size = split_size
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._checks import check_odd
+
 # (kernel size, dilation) of the branches beside the large kernel, by its size.
 BRANCHES = {
     17: ((5, 1), (7, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
@@ -68,8 +70,7 @@ class DilatedReparamConv(nn.Module):
                 sizes = ", ".join(map(str, sorted(BRANCHES)))
                 raise ValueError(f"kernel_size={kernel_size} has no published branches; {sizes} have, or give branches")
             branches = BRANCHES[kernel_size]
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is not odd")
+        check_odd("kernel_size", kernel_size)
         for size, dilation in branches:
             if size < 1 or size % 2 == 0 or dilation < 1 or (size - 1) * dilation >= kernel_size:
                 raise ValueError(f"branches={tuple(branches)}: {(size, dilation)} is no part of a {kernel_size} kernel")

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import flow_attention
+from ._checks import check_heads
 
 
 class FlowAttention(nn.Module):
@@ -36,8 +37,7 @@ class FlowAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if eps < 0 or outer_eps < 0:
             raise ValueError(f"eps={eps} or outer_eps={outer_eps} is negative")
         self.num_heads = num_heads

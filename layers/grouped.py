@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import grouped_query_attention
+from ._checks import check_heads
 
 
 def pool_heads(tensor: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
@@ -101,8 +102,7 @@ class GroupedQueryAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if num_kv_heads is None:
             num_kv_heads = max(1, num_heads // 2)
         if num_kv_heads < 1 or num_heads % num_kv_heads:

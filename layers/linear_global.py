@@ -1,10 +1,11 @@
 """L2ViT's token mixers (Zheng 2025, arXiv 2501.16182): linear attention over the map, local concentration, windows."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import linear_attention
+from ._checks import check_heads, check_odd
+from ._windows import pad_to_windows, window_attention
 
 
 class LinearGlobalAttention(nn.Module):
@@ -33,8 +34,7 @@ class LinearGlobalAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if min_normalizer <= 0:
             raise ValueError(f"min_normalizer={min_normalizer} is not positive")
         self.num_heads = num_heads
@@ -70,8 +70,7 @@ class LocalConcentrationModule(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is not odd")
+        check_odd("kernel_size", kernel_size)
         self.conv1 = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **dd)
         self.act = nn.GELU()
         self.norm = nn.BatchNorm2d(dim, **dd)
@@ -112,8 +111,7 @@ class LocalWindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if window_size < 1:
             raise ValueError(f"window_size={window_size} is below 1")
         self.num_heads = num_heads
@@ -124,18 +122,11 @@ class LocalWindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] → [B, H, W, C]."""
-        batch, height, width, dim = x.shape
-        side = self.window_size
-        bottom, right = -height % side, -width % side
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        rows, columns = (height + bottom) // side, (width + right) // side
-        qkv = self.qkv(x).reshape(batch, rows, side, columns, side, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).flatten(1, 3).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).unflatten(2, (side, side)).unflatten(0, (batch, rows, columns))
-        x = x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, rows * side, columns * side, dim)
-        x = self.proj_drop(self.proj(x))
-        return x[:, :height, :width] if bottom or right else x
+        height, width = x.shape[1:3]
+        window = (self.window_size, self.window_size)
+        q, k, v = self.qkv(pad_to_windows(x, window)).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        x = self.proj_drop(self.proj(window_attention(q, k, v, window)))
+        return x[:, :height, :width]
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, window_size={self.window_size}"

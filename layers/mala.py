@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..kernels import magnitude_aware_linear_attention
 from ..kernels._tables import by_size
 from ..kernels.rotary import rotate
+from ._checks import check_heads, check_odd
 
 
 def to_half_split(x: Tensor, num_heads: int) -> Tensor:
@@ -52,12 +53,10 @@ class _GatedRotaryAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if dim // num_heads % 4:
             raise ValueError(f"dim={dim} over num_heads={num_heads} is no multiple of 4: rotary pairs of two axes")
-        if lepe_kernel < 1 or lepe_kernel % 2 == 0:
-            raise ValueError(f"lepe_kernel={lepe_kernel} is not odd")
+        check_odd("lepe_kernel", lepe_kernel)
         self.num_heads = num_heads
         self.qkvo = nn.Linear(dim, 4 * dim, bias=qkv_bias, **dd)
         self.lepe = nn.Conv2d(dim, dim, lepe_kernel, padding=lepe_kernel // 2, groups=dim, **dd)

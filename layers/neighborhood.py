@@ -8,6 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels import neighborhood_attention
+from ._checks import check_heads, check_odd
 
 
 def _per_axis(value: int | Sequence[int], ndim: int, name: str) -> tuple[int, ...]:
@@ -52,13 +53,11 @@ class NeighborhoodAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.kernel_size = _per_axis(kernel_size, ndim, "kernel_size")
         self.dilation = _per_axis(dilation, ndim, "dilation")
-        if any(k < 1 or k % 2 == 0 for k in self.kernel_size):
-            raise ValueError(f"kernel_size={kernel_size} is not odd")
+        check_odd("kernel_size", self.kernel_size)
         if any(d < 1 for d in self.dilation):
             raise ValueError(f"dilation={dilation} is below 1")
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)

@@ -6,6 +6,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels._tables import by_size
+from ._checks import check_heads
 
 
 @by_size(maxsize=64)
@@ -44,8 +45,7 @@ class RelPosAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         table = torch.empty(num_heads, *(2 * n - 1 for n in grid_size), **dd)

@@ -7,16 +7,8 @@ from torch import Tensor, nn
 from ..kernels import bi_level_routing_attention
 from ..kernels._chunks import chunks
 from ..kernels._regions import attend_regions, in_place, region_order_pays, to_regions
-
-
-class _LePE(nn.Conv2d):
-    """Locally enhanced position encoding: a depth-wise convolution over a map [B, H, W, C]."""
-
-    def __init__(self, dim: int, kernel_size: int, **dd) -> None:
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+from ._checks import check_heads, check_odd
+from ._depthwise import DepthwiseConv
 
 
 class BiLevelRoutingAttention(nn.Module):
@@ -52,8 +44,8 @@ class BiLevelRoutingAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
+        check_odd("lepe_kernel", lepe_kernel)
         if num_regions < 1:
             raise ValueError(f"num_regions={num_regions} is below 1")
         if not 1 <= topk <= num_regions**2:
@@ -62,7 +54,7 @@ class BiLevelRoutingAttention(nn.Module):
         self.num_regions = num_regions
         self.topk = topk
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        self.lepe = _LePE(dim, lepe_kernel, **dd)
+        self.lepe = DepthwiseConv(dim, lepe_kernel, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -131,14 +123,14 @@ class LePEAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
+        check_odd("lepe_kernel", lepe_kernel)
         if lepe_of not in ("x", "v"):
             raise ValueError(f"lepe_of={lepe_of!r} is neither 'x' nor 'v'")
         self.num_heads = num_heads
         self.lepe_of = lepe_of
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
-        self.lepe = _LePE(dim, lepe_kernel, **dd)
+        self.lepe = DepthwiseConv(dim, lepe_kernel, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 

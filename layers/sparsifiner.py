@@ -14,6 +14,7 @@ from ..kernels import sparse_attention
 from ..kernels._chunks import in_chunks
 from ..kernels._linear import full_precision
 from ..kernels.sparse import largest_entries, top_mask
+from ._checks import check_heads
 
 
 def resample_tokens(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -209,8 +210,7 @@ class SparsifinerAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.predictor = ConnectivityPredictor(grid_size, num_heads, dim // num_heads, **(predictor or {}), **dd)

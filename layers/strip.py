@@ -4,24 +4,26 @@ No code was published. The order of the parts and the shapes of queries, keys an
 the scale, the norm after the reduction and the inside of the local interaction module are this project's choice.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..kernels import strip_attention
+from ._checks import check_heads, check_odd
+from ._depthwise import DepthwiseConv
+from ._windows import pad_to_windows
 
 
-class _Depthwise(nn.Conv2d):
-    """Depth-wise convolution of a map [B, H, W, C]; padded at the bottom and right to a multiple of its stride."""
+class _Reduce(nn.Conv2d):
+    """A map [B, H, W, C] smaller by ``factor`` along each side, channel by channel; padded to a multiple of it."""
 
-    def __init__(self, dim: int, kernel_size: int, stride: int = 1, **dd) -> None:
-        padding = kernel_size // 2 if stride == 1 else 0
-        super().__init__(dim, dim, kernel_size, stride=stride, padding=padding, groups=dim, **dd)
+    def __init__(self, dim: int, factor: int, **dd: Any) -> None:
+        super().__init__(dim, dim, factor, stride=factor, groups=dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, right = -x.shape[1] % self.stride[0], -x.shape[2] % self.stride[1]
-        x = F.pad(x, (0, 0, 0, right, 0, bottom)).permute(0, 3, 1, 2)
+        x = pad_to_windows(x, self.stride).permute(0, 3, 1, 2)
         return super().forward(x).permute(0, 2, 3, 1)
 
 
@@ -53,8 +55,7 @@ class StripSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if qk_dim < 1:
             raise ValueError(f"qk_dim={qk_dim} is below 1")
         if reduction < 1:
@@ -62,7 +63,7 @@ class StripSelfAttention(nn.Module):
         self.num_heads = num_heads
         self.reduce = nn.Identity()
         if reduction > 1:
-            self.reduce = nn.Sequential(_Depthwise(dim, reduction, reduction, **dd), nn.LayerNorm(dim, eps=1e-6, **dd))
+            self.reduce = nn.Sequential(_Reduce(dim, reduction, **dd), nn.LayerNorm(dim, eps=1e-6, **dd))
         self.q = nn.Linear(dim, num_heads * qk_dim, bias=qkv_bias, **dd)
         self.k = nn.Linear(dim, num_heads * qk_dim, bias=qkv_bias, **dd)
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
@@ -102,9 +103,8 @@ class LocalInteractionModule(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is not odd")
-        self.conv = _Depthwise(dim, kernel_size, device=device, dtype=dtype)
+        check_odd("kernel_size", kernel_size)
+        self.conv = DepthwiseConv(dim, kernel_size, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] → [B, H, W, C]."""
@@ -143,7 +143,7 @@ class HybridPerceptionBlock(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.pos_conv = _Depthwise(dim, 3, **dd)
+        self.pos_conv = DepthwiseConv(dim, 3, **dd)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.attn = StripSelfAttention(dim, num_heads, qk_dim, reduction, proj_drop=proj_drop, **dd)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)

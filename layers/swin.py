@@ -5,6 +5,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels._tables import by_size
+from ._checks import check_heads
 from ._windows import pad_to_windows, window_attention
 
 _APART = -100.0
@@ -66,8 +67,7 @@ class ShiftedWindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+        check_heads(dim, num_heads)
         if window_size < 1:
             raise ValueError(f"window_size={window_size} is below 1")
         self.num_heads = num_heads

@@ -77,6 +77,10 @@ def test_checkpoints_are_opened_in_one_place() -> None:
     assert [str(path.relative_to(ROOT)) for path in calls] == ["weights/reader.py"]
 
 
+def test_block_pointers_which_triton_no_longer_has_are_not_used() -> None:
+    assert not [path for path in SOURCES if "make_block_ptr" in path.read_text(encoding="utf-8")]
+
+
 @pytest.mark.parametrize(("started_as", "status"), [("attnzoo", 130), ("program", -signal.SIGINT)])
 def test_ctrl_c_while_the_command_still_imports(tmp_path: Path, started_as: str, status: int) -> None:
     (tmp_path / "timm").mkdir()

@@ -6,10 +6,10 @@ a checkpoint file, or random ones, which the page says. Nothing leaves the machi
 
 import argparse
 import ipaddress
-import signal
 import sys
 import threading
-from types import FrameType
+
+from .signals import sigterm_raises, terminated
 
 MODEL = "dinat_nano.digits"
 
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     gallery, start = Gallery(), Source.of(args.model, args.checkpoint, args.num_classes)
     # Now, so that what is wrong with them is said here and not on the page.
     gallery.get(start)
-    signal.signal(signal.SIGTERM, _stop)
-    with server.temporary_files():
+    with sigterm_raises(terminated), server.temporary_files():
         blocks = Page(gallery, names(args.weights == "published"), start).build()
         with server.serving(blocks, args.host, args.port, theme(), CSS) as address:
             if not _is_loopback(args.host):
@@ -54,11 +53,6 @@ def run(args: argparse.Namespace) -> int:
 def wait() -> None:
     """Does not return; the server has threads of its own."""
     threading.Event().wait()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Leaves as after Ctrl-C, with the temporary files gone."""
-    sys.exit(128 + number)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,9 +1,7 @@
-"""Files that are whole or as they were: written under a temporary name, flushed to the disk, renamed."""
+"""Files that the user named, and folders that only one process writes in at a time."""
 
 import errno
 import os
-import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,38 +11,14 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from ..weights.writer import sync
+from ..weights.files import replace_file
 from .cli import UserError
-
-_reading_umask = threading.Lock()
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: readers see the old content or the new, also after a power cut.
-
-    Raises:
-        OSError: it cannot be written; the temporary file is gone then, an older file untouched.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise
-
-
 def write_atomic(path: Path, content: bytes) -> None:
-    """As :func:`replace_file`, for a file that the user named.
+    """As :func:`.weights.files.replace_file`, for a file that the user named.
 
     Raises:
         UserError: it cannot be written; one line says why.
@@ -72,11 +46,3 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    # It can only be read by setting it, for all threads.
-    with _reading_umask:
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask

@@ -1,7 +1,6 @@
 """Show a model's size, cost, feature pyramid and published results."""
 
 import argparse
-import hashlib
 import json
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from ..kernels import use_backend
-from ..weights import manifest, pretrained_file
+from ..weights import cache, manifest, pretrained_file
 from .cli import UserError
 from .counting import fewest_multiply_adds
 from .evaluation.models import check_name
@@ -144,7 +143,7 @@ def _bundled(base: str) -> list[dict[str, Any]]:
             "addresses": [],
             "host": "package",
             "size": file.stat().st_size,
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "sha256": cache.file_sha256(file),
             "license": timm.get_pretrained_cfg(name).license or "that of attnzoo",
         }
         for name, file in files.items()

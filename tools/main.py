@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .._version import __version__
-from .cli import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, HelpFormatter
+from ..weights import CheckpointError
+from .cli import EXIT_BAD_INPUT, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, HelpFormatter, UserError
 
 COMMANDS = (
     "list",
@@ -35,7 +36,7 @@ def _module(command: str) -> str:
 
 
 def _summary(command: str) -> str:
-    """First line of a subcommand's docstring, read without importing it (torch takes seconds)."""
+    """First line of a subcommand's docstring, read without importing it: what one needs is not every one's."""
     source = Path(__file__).with_name(f"{_module(command)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
 
@@ -68,19 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who read the output has left; Python's own flush at exit would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except (ValueError, OSError, ImportError) as error:
-        if _is_internal(error):
-            raise
+    except (UserError, CheckpointError) as error:
+        # Any other error is ours to mend, and keeps its traceback.
         print(f"attnzoo {command}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
-
-
-def _is_internal(error: Exception) -> bool:
-    """Whether an error is ours to mend: only errors of the package's own types are the user's."""
-    from ..weights import CheckpointError
-    from .cli import UserError
-
-    return not isinstance(error, (UserError, CheckpointError))
 
 
 if __name__ == "__main__":

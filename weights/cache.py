@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from .errors import CheckpointError
+from .files import replace_file
 from .manifest import Entry, Mirror
 from .reader import sniff
 from .record import keys_sha256, marker, recorded
@@ -70,13 +70,8 @@ def record(path: Path, sha256: str, origin: str) -> None:
 
 
 def _write(path: Path, known: dict[str, Any]) -> None:
-    part = path.with_name(f"{path.name}.json.{os.getpid()}")
-    try:
-        part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(marker(path))
-    except OSError:  # a cache that cannot be written to, or a full disk
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a cache that cannot be written to, or a full disk
+        replace_file(marker(path), json.dumps(known).encode())
 
 
 def is_verified(path: Path, source: Entry | Mirror) -> bool:

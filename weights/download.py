@@ -11,9 +11,9 @@ from pathlib import Path
 
 from . import cache
 from .errors import CheckpointError
+from .files import sync
 from .manifest import Entry, Mirror
 from .transfer import Interrupted, Progress, Refused, note_of, transfer, validator_of
-from .writer import sync
 
 TIMEOUT = 30.0
 _OFFLINE = "ATTNZOO_OFFLINE"

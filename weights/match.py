@@ -49,11 +49,6 @@ def _candidates(size: int) -> list[str]:
     return [name for _, name in near[:_CANDIDATES]]
 
 
-def _is_registered(name: str | None) -> bool:
-    """Whether the zoo (and not only timm) has this model."""
-    return name is not None and timm.is_model(name) and timm.model_entrypoint(name).__module__.startswith(_PACKAGE)
-
-
 def _overlap(shapes: Mapping[str, torch.Tensor], name: str) -> float:
     """Share of names and shapes that the file and the model have in common, from 0 to 1."""
     try:

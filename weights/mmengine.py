@@ -6,34 +6,31 @@ and ``last_checkpoint`` are safe, also in MMDetection's and MMSegmentation's own
 """
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .download import fetch
 from .errors import CheckpointError
+from .files import replace_file
 from .layout import unwrap
 from .load import check_finite
 from .manifest import Entry
 from .reader import read_checkpoint
-from .writer import sync
 
-_installed = []
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
 
+@cache
 def install() -> None:
     """Replace MMEngine's checkpoint loaders and make its files whole or absent; a second call changes nothing.
 
     Raises:
         ModuleNotFoundError: MMEngine is not installed.
     """
-    if _installed:
-        return
     from mmengine.fileio import LocalBackend, register_backend
     from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -52,31 +49,11 @@ def install() -> None:
         """A checkpoint cut by a kill or a full disk never has its final name."""
 
         def put(self, obj: bytes, filepath: str | Path) -> None:
-            replace(Path(filepath), obj)
+            path = Path(filepath)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, obj)
 
     register_backend("local", WholeFiles, force=True, prefixes="")
-    _installed.append(True)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it.
-
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    part = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(path.stat().st_mode if path.exists() else 0o644)
-        part.replace(path)
-        sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_from_local(filename: str, map_location: object = None) -> dict[str, Any]:

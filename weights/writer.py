@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .errors import CheckpointError
+from .files import settle
 
 
 def save_safetensors(
@@ -36,13 +37,9 @@ def save_safetensors(
     tensors = _separate(state_dict)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode
+        part.touch()  # Python's errors say more than safetensors' do
         save_file(tensors, part, metadata={"format": "pt", **(metadata or {})})
-        part.chmod(mode)  # safetensors makes files that only their owner can read
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
+        settle(part, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(_problem(error, tensors, path), path) from None
     finally:
@@ -69,22 +66,3 @@ def _problem(error: Exception, tensors: Mapping[str, torch.Tensor], path: Path) 
         need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         return f"disk full: {need:,} bytes needed, {shutil.disk_usage(path.parent).free:,} free"
     return f"cannot be written ({getattr(error, 'strerror', None) or error})"
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk.
-
-    Raises:
-        OSError: the data cannot reach the disk (it is full, or broken); a file system without fsync is no error.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # folders cannot be opened on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)

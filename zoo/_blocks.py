@@ -49,16 +49,6 @@ class TransformerBlock(nn.Module):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
-class DepthwiseConv(nn.Conv2d):
-    """Depth-wise convolution of a map [B, H, W, C] that keeps its size."""
-
-    def __init__(self, dim: int, kernel_size: int = 3, **dd: Any) -> None:
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 def init_weights(module: nn.Module) -> None:
     """Linear layers: normal with deviation 0.02 cut at two, biases zero; the rest keeps torch's defaults."""
     if isinstance(module, nn.Linear):

@@ -2,23 +2,21 @@
 
 import sys
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models import register_model as timm_register_model
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-from ..weights import convert_checkpoint, pretrained_state_dict, read_checkpoint, unwrap
+from ..weights import convert_checkpoint, pretrained_file, pretrained_state_dict, read_checkpoint, unwrap
 from ..weights.manifest import entries
 from ._arguments import check_arguments
 
 _PACKAGE = __name__.rsplit(".", 1)[0]
-_BUNDLED = Path(__file__).parent / "pretrained"
 _ALIASES: dict[str, str] = {}
 
 
@@ -56,7 +54,7 @@ def published_cfgs(cfgs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for name, row in cfgs.items():
         entry = published.get(name)
         source = {}
-        if (bundled := _BUNDLED / f"{name}.safetensors").is_file():
+        if (bundled := pretrained_file(name)) is not None:
             source = {"file": str(bundled)}
         elif entry is not None and entry.url:
             source = {"url": entry.url, "license": entry.license}
@@ -84,10 +82,19 @@ def build_model(model_cls: type[nn.Module], variant: str, pretrained: bool = Fal
     return model
 
 
+def pretrained_tag(variant: str, kwargs: Mapping[str, Any]) -> str | None:
+    """The tag of the pretrained configuration that an entrypoint's arguments ask for, in any of timm's ways."""
+    return _resolved(variant, kwargs).tag
+
+
+def _resolved(variant: str, kwargs: Mapping[str, Any]) -> PretrainedCfg:
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    return resolve_pretrained_cfg(_ALIASES.get(variant, variant), kwargs.get("pretrained_cfg"), overlay)
+
+
 def _resolve_weights(variant: str, kwargs: dict[str, Any]) -> None:
     """Put the tensors that timm would fetch itself into the configuration, so that it fetches nothing."""
-    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
-    resolved = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    resolved, overlay = _resolved(variant, kwargs), dict(kwargs.get("pretrained_cfg_overlay") or {})
     if resolved.state_dict or resolved.source or resolved.hf_hub_id:
         return
     if resolved.file:

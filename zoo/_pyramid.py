@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         self.head.train(self.training)
 
     def _finish(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
-        self.num_features = self.head_hidden_size = num_features
+        self.num_features = num_features
         if not hasattr(self, "head_proj"):
             self.head_proj = nn.Identity()
         self.head_hidden_size = getattr(self.head_proj, "out_features", num_features)

@@ -1,26 +1,24 @@
 """What models with a class token and a learned position for every patch share, on top of the plain layout."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.fx
-import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import PatchEmbed, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from ._plain import Plain
 
 
-class PatchStem(nn.Module):
-    """Patches [B, in_chans, H, W] → [B, C, H/P, W/P]; sides are padded with zeros to multiples of the patch."""
+def patch_stem(in_chans: int, embed_dim: int, patch_size: int, output_fmt: str = "NCHW", **kwargs: Any) -> PatchEmbed:
+    """Patches [B, in_chans, H, W] → [B, C, H/P, W/P], or [B, H/P, W/P, C] as ``"NHWC"``.
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, **dd: Any) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.pad(x, (0, -x.shape[-1] % self.patch_size, 0, -x.shape[-2] % self.patch_size)))
+    Sides are padded with zeros to multiples of the patch; ``kwargs`` are timm's.
+    """
+    free = dict(flatten=False, strict_img_size=False, dynamic_img_pad=True)
+    return PatchEmbed(None, patch_size, in_chans, embed_dim, output_fmt=output_fmt, **free, **kwargs)
 
 
 @torch.fx.wrap  # it cannot follow the question whether the embedding fits
@@ -75,16 +73,36 @@ def square_grid(table: Tensor) -> tuple[int, int]:
     Raises:
         ValueError: the number of patches is no square.
     """
-    side = round((table.shape[0] - 1) ** 0.5)
+    side = math.isqrt(table.shape[0] - 1)
     if side * side != table.shape[0] - 1:
         raise ValueError(f"{table.shape[0]} positions are no class token and a square of patches")
     return side, side
 
 
-def resize_positions(state_dict: dict[str, Tensor], model: TokenModel) -> dict[str, Tensor]:
+def has_published_names(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether these are a published checkpoint's names, whose image was square, rather than the zoo's."""
+    return any(key.startswith(("patch_embed.", "blocks.")) for key in state_dict)
+
+
+def grid_of(table: Tensor, model: TokenModel, published: bool) -> tuple[int, int]:
+    """The grid (H, W) that a table [1 + H·W, ...] for a model like this was made for.
+
+    Of as many patches as the model's it is the model's own, unless the table is a published one: as many patches may
+    lie in a square there, 14×14, and here in 7×28.
+
+    Raises:
+        ValueError: another number of patches than the model's, and no square.
+    """
+    patches = table.shape[0] - 1
+    if patches == model.grid_size[0] * model.grid_size[1] and not (published and math.isqrt(patches) ** 2 == patches):
+        return model.grid_size
+    return square_grid(table)
+
+
+def resize_positions(state_dict: dict[str, Tensor], model: TokenModel, published: bool) -> dict[str, Tensor]:
     """The state dict with ``pos_embed`` resampled to the model's grid where it was made for another."""
     found = state_dict.get("pos_embed")
-    if found is None or found.shape[1] == model.pos_embed.shape[1]:
+    if found is None or (grid := grid_of(found[0], model, published)) == model.grid_size:
         return state_dict
-    resized = resample_abs_pos_embed(found, model.grid_size, square_grid(found[0]), num_prefix_tokens=1)
+    resized = resample_abs_pos_embed(found, model.grid_size, grid, num_prefix_tokens=1)
     return {**state_dict, "pos_embed": resized}

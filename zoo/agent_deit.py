@@ -18,7 +18,7 @@ from ..layers import AgentAttention
 from ._agent import BIASES, fit_position_biases
 from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
-from ._tokens import PatchStem, TokenModel, resize_positions
+from ._tokens import TokenModel, has_published_names, patch_stem, resize_positions
 
 __all__ = ["AgentDeiT"]
 
@@ -82,7 +82,7 @@ class AgentDeiT(TokenModel):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
-        self.stem = PatchStem(in_chans, embed_dim, patch_size, **dd)
+        self.stem = patch_stem(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(embed_dim, img_size, patch_size, dynamic_img_size, **dd)
 
         def block(i: int, drop_path: float) -> TransformerBlock:
@@ -116,9 +116,9 @@ class AgentDeiT(TokenModel):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Published Agent-DeiT parameter names → the zoo's; the position embedding and biases resized to the model's."""
-    if any(key.startswith("patch_embed.") for key in state_dict):
+    if published := has_published_names(state_dict):
         state_dict = rename_keys(state_dict, [(r"^patch_embed\.", "stem."), (r"^blocks\.", "stages.")])
-    return resize_positions(fit_position_biases(state_dict, model), model)
+    return resize_positions(fit_position_biases(state_dict, model), model, published)
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> AgentDeiT:

@@ -7,6 +7,7 @@ Every stage has a learned position embedding, and nothing normalises the last ma
 the position embeddings and biases; sides that no whole number of patches covers are cut, as the published code does.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,9 +152,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     for name, module in model.named_modules():
         if isinstance(module, PatchEmbed) and (value := state_dict.get(f"{name}.pos_embed")) is not None:
             if value.ndim == 3:
-                side = round(value.shape[1] ** 0.5)
-                own = tuple(module.pos_embed.shape[1:3])
-                value = value.unflatten(1, own if own[0] * own[1] == value.shape[1] else (side, side))
+                # Published ones, of square images.
+                side = math.isqrt(value.shape[1])
+                value = value.unflatten(1, (side, side))
             state_dict[f"{name}.pos_embed"] = _resize_embedding(value, tuple(module.pos_embed.shape[1:3]))
     return state_dict
 

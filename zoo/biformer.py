@@ -256,5 +256,5 @@ def biformer_stl(pretrained: bool = False, **kwargs: Any) -> BiFormer:
 
 @register_model
 def biformer_stl_nchw(pretrained: bool = False, **kwargs: Any) -> BiFormer:
-    """The published refactoring of BiFormer-STL, whose last stage's position encoding reads the values."""
+    """The published refactoring of BiFormer-STL, the last position encoding made of the values: 28.4 M parameters."""
     return _create("biformer_stl_nchw", pretrained, **dict(dict(_STL, full_attn_lepe="v"), **kwargs))

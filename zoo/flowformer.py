@@ -167,8 +167,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         drop=r"total_(ops|params)$",
     )
     pos_embed = renamed["stem.pos_embed"]
-    if pos_embed.shape[1] != model.stem.pos_embed.shape[1]:
-        side = math.isqrt(pos_embed.shape[1])
+    side = math.isqrt(pos_embed.shape[1])
+    if side**2 == pos_embed.shape[1] and (side, side) != model.stem.grid_size:
         renamed["stem.pos_embed"] = resize_pos_embed(pos_embed, (side, side), model.stem.grid_size)
     return renamed
 

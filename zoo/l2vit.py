@@ -15,7 +15,8 @@ from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..layers import LinearGlobalAttention, LocalConcentrationModule, LocalWindowAttention
-from ._blocks import DepthwiseConv, TransformerBlock, init_weights, rename_keys
+from ..layers._depthwise import DepthwiseConv
+from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
 from ._pyramid import Pyramid, Stage
 
@@ -232,5 +233,5 @@ def l2vit_base(pretrained: bool = False, **kwargs: Any) -> L2ViT:
 
 @register_model
 def l2vit_base_384(pretrained: bool = False, **kwargs: Any) -> L2ViT:
-    """L2ViT-B with windows of 12 for images of 384 pixels."""
+    """L2ViT-B with windows of 12 for images of 384 pixels: 88.6 M parameters."""
     return _create("l2vit_base_384", pretrained, **dict(dict(_BASE, window_size=12), **kwargs))

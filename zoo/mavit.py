@@ -15,8 +15,9 @@ from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..layers import GatedSoftmaxAttention, MagnitudeAwareLinearAttention
+from ..layers._depthwise import DepthwiseConv
 from ..layers.mala import to_half_split
-from ._blocks import DepthwiseConv, TransformerBlock, init_weights, rename_keys
+from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
 from ._pyramid import Pyramid, Stage
 

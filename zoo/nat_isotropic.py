@@ -7,7 +7,6 @@ and weights: SHI-Labs (MIT licence). No class token and no absolute position: th
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
@@ -15,22 +14,9 @@ from ..layers import NeighborhoodAttention, RelPosAttention
 from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
 from ._plain import Plain
+from ._tokens import patch_stem
 
 __all__ = ["IsotropicTransformer"]
-
-
-class PatchStem(nn.Module):
-    """Patches and a norm: [B, 3, H, W] → [B, H/P, W/P, C]; sides are padded with zeros to multiples of the patch."""
-
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, **dd: Any) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, **dd)
-        self.norm = nn.LayerNorm(embed_dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, -x.shape[-1] % self.patch_size, 0, -x.shape[-2] % self.patch_size))
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class IsotropicTransformer(Plain):
@@ -87,7 +73,7 @@ class IsotropicTransformer(Plain):
                 return RelPosAttention(embed_dim, num_heads, grid_size, **common)
             return NeighborhoodAttention(embed_dim, num_heads, kernel_size, dilation if i % 2 else 1, **common)
 
-        self.stem = PatchStem(in_chans, embed_dim, patch_size, **dd)
+        self.stem = patch_stem(in_chans, embed_dim, patch_size, "NHWC", norm_layer=nn.LayerNorm, **dd)
         self.stages = nn.Sequential(
             *(
                 TransformerBlock(
@@ -142,23 +128,23 @@ def nat_isotropic_base(pretrained: bool = False, **kwargs: Any) -> IsotropicTran
 
 @register_model
 def dinat_isotropic_small(pretrained: bool = False, **kwargs: Any) -> IsotropicTransformer:
-    """DiNAT-iso-Small: every second block dilated by 2."""
+    """DiNAT-iso-Small: 22.0 M parameters; every second block dilated by 2."""
     return _create("dinat_isotropic_small", pretrained, **dict(dict(dilation=2), **kwargs))
 
 
 @register_model
 def dinat_isotropic_base(pretrained: bool = False, **kwargs: Any) -> IsotropicTransformer:
-    """DiNAT-iso-Base: every second block dilated by 2."""
+    """DiNAT-iso-Base: 86.5 M parameters; every second block dilated by 2."""
     return _create("dinat_isotropic_base", pretrained, **dict(dict(_BASE, dilation=2), **kwargs))
 
 
 @register_model
 def vit_rpb_small(pretrained: bool = False, **kwargs: Any) -> IsotropicTransformer:
-    """ViT-rpb-Small: full attention with a relative position bias."""
+    """ViT-rpb-Small: 22.1 M parameters; full attention with a relative position bias."""
     return _create("vit_rpb_small", pretrained, **dict(dict(kernel_size=None), **kwargs))
 
 
 @register_model
 def vit_rpb_base(pretrained: bool = False, **kwargs: Any) -> IsotropicTransformer:
-    """ViT-rpb-Base: full attention with a relative position bias."""
+    """ViT-rpb-Base: 86.6 M parameters; full attention with a relative position bias."""
     return _create("vit_rpb_base", pretrained, **dict(dict(_BASE, kernel_size=None), **kwargs))

@@ -19,7 +19,7 @@ from ..layers import DilatedReparamConv
 from ..layers.contmix import ConvNorm
 from ..layers.dilated_reparam import BRANCHES
 from ._blocks import init_weights
-from ._builder import build_model, cfg, published_cfgs, register_model
+from ._builder import build_model, cfg, pretrained_tag, published_cfgs, register_model
 from ._overlock_checkpoint import checkpoint_filter_fn
 from ._overlock_stages import (
     AuxHead,
@@ -257,7 +257,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> OverLoCK:
-    if str(kwargs.get("pretrained_cfg")).endswith("_reparam"):
+    if (pretrained_tag(variant, kwargs) or "").endswith("_reparam"):
         kwargs.setdefault("deploy", True)
     return build_model(OverLoCK, variant, pretrained, **kwargs)
 

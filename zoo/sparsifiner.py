@@ -23,7 +23,7 @@ from ..layers import SparsifinerAttention
 from ..layers.sparsifiner import resample_mixing, resample_tokens
 from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
-from ._tokens import PatchStem, TokenModel, resize_positions, square_grid
+from ._tokens import TokenModel, grid_of, has_published_names, patch_stem, resize_positions
 
 __all__ = ["Sparsifiner"]
 
@@ -195,7 +195,7 @@ class Sparsifiner(TokenModel):
                 **common,
             )
 
-        stem = ConvStem(in_chans, embed_dim, **dd) if lvvit else PatchStem(in_chans, embed_dim, patch_size, **dd)
+        stem = ConvStem(in_chans, embed_dim, **dd) if lvvit else patch_stem(in_chans, embed_dim, patch_size, **dd)
         self.stem = stem
         self.stages = nn.Sequential(
             *(block(i, drop_path) for i, drop_path in enumerate(calculate_drop_path_rates(drop_path_rate, depth)))
@@ -258,15 +258,18 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
         (r"^blocks\.", "stages."),
         (r"\.attn\.mask_predictor\.", ".attn.predictor."),
     ]
-    state_dict = resize_positions(rename_keys(state_dict, rules), model)
+    published = has_published_names(state_dict)
+    state_dict = resize_positions(rename_keys(state_dict, rules), model, published)
     for key, own in model.state_dict().items():
         found = state_dict.get(key)
-        if found is None or not key.endswith((".proj_n", ".proj_back_n")) or found.shape == own.shape:
+        if found is None or not key.endswith((".proj_n", ".proj_back_n")):
             continue
         if found.shape[1] != own.shape[1]:
             raise ValueError(f"{key} has {found.shape[1]} basis rows, the model {own.shape[1]}: num_basis sets them")
-        resample = resample_mixing if key.endswith(".proj_n") else resample_tokens
-        state_dict[key] = resample(found, square_grid(found), model.grid_size)
+        grid = grid_of(found, model, published)
+        if grid != model.grid_size:
+            resample = resample_mixing if key.endswith(".proj_n") else resample_tokens
+            state_dict[key] = resample(found, grid, model.grid_size)
     return state_dict
 
 

@@ -16,7 +16,7 @@ from ..layers import DynamicGQA, GroupedQueryAttention, KeyDistributedGQA, Pertu
 from ..layers.grouped import group_fused_attention
 from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
-from ._tokens import PatchStem, TokenModel, resize_positions
+from ._tokens import TokenModel, has_published_names, patch_stem, resize_positions
 
 __all__ = ["GroupedQueryTransformer"]
 
@@ -85,7 +85,7 @@ class GroupedQueryTransformer(TokenModel):
             own = {"dgqa": dict(update=update, window_size=window_size), "pgqa": dict(seed=i)}.get(attn_type, {})
             return _ATTENTION[attn_type](embed_dim, num_heads, num_kv_heads, qkv_bias, proj_drop_rate, **own, **dd)
 
-        self.stem = PatchStem(in_chans, embed_dim, patch_size, **dd)
+        self.stem = patch_stem(in_chans, embed_dim, patch_size, **dd)
         self._init_tokens(embed_dim, img_size, patch_size, dynamic_img_size, **dd)
         self.stages = nn.Sequential(
             *(
@@ -113,11 +113,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
 
     Of DGQA's bookkeeping published files have the kept norms at most: what is missing is taken from the model.
     """
-    if any(key.startswith("blocks.") for key in state_dict):
+    if published := has_published_names(state_dict):
         rules = [(r"^patch_embed\.", "stem."), (r"^blocks\.", "stages."), (r"\.attn\.cache$", ".attn.key_norms")]
         state_dict = rename_keys(group_fused_attention(state_dict, model.num_heads, model.num_kv_heads), rules)
         state_dict = {**{key: value.clone() for key, value in model.named_buffers()}, **state_dict}
-    return resize_positions(state_dict, model)
+    return resize_positions(state_dict, model, published)
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> GroupedQueryTransformer:

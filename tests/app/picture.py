@@ -10,9 +10,9 @@ from conftest import free_port
 from PIL import Image
 from skimage import data
 
-from attnzoo.tools.files import replace_file
 from attnzoo.tools.serving import server
 from attnzoo.tools.serving.gallery import Gallery, Source, names
+from attnzoo.weights.files import replace_file
 
 MODELS = ("dinat_mini", "biformer_tiny")
 POINT = (0.45, 0.42)

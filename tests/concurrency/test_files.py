@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attnzoo.tools.evaluation.results import ResultsFile
-from attnzoo.tools.files import replace_file
+from attnzoo.weights.files import replace_file
 
 WRITERS = 50
 

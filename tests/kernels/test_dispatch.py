@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 
 import pytest
 import torch
@@ -162,3 +163,46 @@ def test_a_gradient_is_only_minded_where_one_is_needed(monkeypatch):
     torch.func.jvp(op, (plain,), (plain,))
     torch.func.vmap(op)(plain)
     assert seen[5:] == [False, True, True]
+
+
+def test_one_object_can_begin_several_blocks():
+    reference = use_backend("reference")
+    with reference, reference:
+        assert get_backend() == "reference"
+    with reference:
+        assert get_backend() == "reference"
+    assert get_backend() is None
+
+
+def test_what_a_block_sets_ends_with_it():
+    with use_backend("torch"):
+        use_backend("reference")
+        use_backend("triton")
+        assert get_backend() == "triton"
+    assert get_backend() is None
+
+
+def test_blocks_that_overlap_in_two_threads_leave_nothing_forced():
+    first, second = threading.Event(), threading.Event()
+
+    def outer():
+        with use_backend("torch"):
+            first.set()
+            second.wait(60)
+
+    thread = threading.Thread(target=outer)
+    thread.start()
+    first.wait(60)
+    with use_backend("reference"):
+        second.set()
+        thread.join()
+        assert get_backend() == "reference"
+    assert get_backend() is None
+
+
+def test_explain_knows_functions_not_names():
+    def neighborhood_attention(*args, **kwargs):
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="explain takes one of"):
+        explain(neighborhood_attention, X, X, X, kernel_size=3)

@@ -20,6 +20,7 @@ class LayerCase:
         block: the class in :mod:`attnzoo.layers` of a block that has the layer in it, with its path there, for a layer
             that is not put between norms and residuals; it takes the same arguments but those in ``alone``.
         alone: further arguments of a layer that is not in a block.
+        selects: whether it chooses what takes part, so that another rounding can choose otherwise.
         goal: how many times as fast as its published form the layer is meant to be on a CPU.
         block_goals: how many times as fast as another form a block with the layer is meant to be on a GPU.
     """
@@ -33,6 +34,7 @@ class LayerCase:
     mlp_ratio: float = 4.0
     block: tuple[str, str] | None = None
     alone: Mapping[str, Any] = field(default_factory=dict)
+    selects: bool = False
     goal: float | None = None
     block_goals: Mapping[str, float] = field(default_factory=dict)
 
@@ -46,6 +48,7 @@ def _routing(side: int, dim: int, topk: int, goal: float, block_goal: float) -> 
         (side, side, dim),
         "routing",
         mlp_ratio=3.0,
+        selects=True,
         goal=goal,
         block_goals={"published": block_goal},
     )
@@ -102,6 +105,7 @@ CASES = (
         dict(dim=384, num_heads=6, grid_size=(14, 14)),
         (197, 384),
         "sparsifiner",
+        selects=True,
         goal=4.0,
     ),
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .sides import Side
     from .timing import Ceilings
 
-# The smallest of each family that takes images of this size.
+# The smallest of each family whose usual image is 224×224.
 MODELS = (
     "agent_cswin_tiny",
     "agent_deit_tiny",

@@ -7,7 +7,6 @@ processes' turns do not count; on more threads, where waiting matters, by the wa
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -15,6 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +99,17 @@ def _sample(call: Call, times: int, device: "torch.device") -> tuple[float, bool
     import torch
 
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    before = _interruptions()
     start = clock()
     for _ in range(times):
         call()
     seconds = (clock() - start) / times
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
+    return seconds, _interruptions() == before
+
+
+def _interruptions() -> int:
+    """How often the system took the processor away from this process, where it counts that."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def _cuda_seconds(call: Call, times: int, device: "torch.device") -> float:

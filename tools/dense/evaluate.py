@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ...weights.cache import file_sha256
 from ...weights.reader import sniff
 from ..cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
+from ..signals import sigterm_raises
 from .config import find_config, load_config
 from .results import Predictions, write_results
-from .session import build_loops, build_runner, check_writable, prepare_work_dir, set_launcher, terminable
+from .session import build_loops, build_runner, check_writable, prepare_work_dir, set_launcher
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     config.load_from, config.resume = args.checkpoint, False
     _use_averaged(config)
     try:
-        with terminable():
+        with sigterm_raises(KeyboardInterrupt):
             metrics, bad, images = test(config, predictions := Predictions(keep=args.out is not None))
     except KeyboardInterrupt:
         print("attnzoo mm test: interrupted; nothing was written", file=sys.stderr)

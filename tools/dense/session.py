@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import signal
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ...weights import CheckpointError
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
     from .runner import CheckedRunner
+
+_PACKAGE = __name__.split(".")[0]
 
 
 def prepare_work_dir(config: "Config", name: str, given: Path | None) -> Path:
@@ -84,26 +85,23 @@ def build_loops(runner: "CheckedRunner", *names: str) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Errors while a config's parts are built are the config's; MMEngine words them."""
+    """Errors while a config's parts are built are the config's; MMEngine words them.
+
+    Not those that this package never raises on purpose, where its own code meets them: they are its faults.
+    """
     try:
         yield
     except (UserError, CheckpointError):
         raise
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError) as error:
+    except (AssertionError, AttributeError, LookupError) as error:
+        if _is_ours(error):
+            raise
         raise UserError(f"the config cannot be built: {error}") from error
-    except (OSError, TypeError, ValueError) as error:
+    except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the config cannot be built: {error}") from error
 
 
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def _is_ours(error: BaseException) -> bool:
+    """Whether the innermost call was of this package's code."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from ..cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from ..files import DISK_FULL
+from ..signals import sigterm_raises
 from .checkpoints import check_resumable, list_checkpoints, newest
 from .config import find_config, load_config
-from .session import build_loops, build_runner, prepare_work_dir, set_launcher, terminable
+from .session import build_loops, build_runner, prepare_work_dir, set_launcher
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -45,7 +46,7 @@ def train(config: "Config", work_dir: Path) -> int:
     runner.register_hook(watch)
     build_loops(runner, "train_loop", "val_loop")
     try:
-        with terminable():
+        with sigterm_raises(KeyboardInterrupt):
             runner.train()
     except KeyboardInterrupt:
         print(f"attnzoo mm train: interrupted; {_saved(work_dir)}", file=sys.stderr)

@@ -1,17 +1,15 @@
 """The evaluation itself: batch after batch, through whatever happens on the way."""
 
 import gc
-import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..cli import UserError
+from ..signals import StopRequest
 from .loading import Labels, LoaderOptions, build_loader
 from .scores import Scores
 from .sources import Source
@@ -45,29 +43,6 @@ class State:
         entry["count"] += 1
         if len(entry["files"]) < self.NAMED_FILES:
             entry["files"].append(name)
-
-
-class StopRequest:
-    """Turns SIGINT and SIGTERM into a request to stop after the batch; a second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 @dataclass

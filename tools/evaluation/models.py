@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -103,14 +102,11 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _load_file(model: nn.Module, checkpoint: str, key: str | None, allow_missing: Sequence[str]) -> dict[str, Any]:
-    from ...weights import load_checkpoint
+    from ...weights import cache, load_checkpoint
 
     report = load_checkpoint(model, checkpoint, key=key, allow_missing=allow_missing)
-    digest = hashlib.sha256()
-    with Path(checkpoint).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"source": "checkpoint", "file": checkpoint, "sha256": digest.hexdigest(), "key": key, "report": str(report)}
+    sha256 = cache.file_sha256(checkpoint)
+    return {"source": "checkpoint", "file": checkpoint, "sha256": sha256, "key": key, "report": str(report)}
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -1,18 +1,17 @@
 """One export: traced, written under a temporary name, compared with the model, and only then put in its place."""
 
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from torch import nn
 
+from ...weights import files
 from ..cli import UserError
+from ..signals import sigterm_raises, terminated
 from .check import Comparison, compare
 from .formats import DEFAULT_OPSET, SUFFIXES, open_file, write
 from .program import NotDynamic, example, open_sizes, trace
@@ -102,27 +101,10 @@ def temporary(target: Path) -> Iterator[Path]:
     os.close(handle)
     path = Path(name)
     try:
-        with _exit_on_sigterm():
+        with sigterm_raises(terminated):
             yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program through its ``finally`` blocks, with the status that a shell gives to it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def settle(path: Path, target: Path, good: bool) -> Path:
@@ -133,10 +115,7 @@ def settle(path: Path, target: Path, good: bool) -> Path:
     """
     if not good:
         target = target.with_name(f"{target.stem}.rejected{target.suffix}")
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-    path.replace(target)
+    files.settle(path, target)
     return target
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...weights.files import replace_file
 from ..cli import UserError
 from ..data.extras import import_extra
-from ..files import replace_file
 
 # What a browser must not fetch even if the page asked it to: whatever is not of this server.
 POLICY = (

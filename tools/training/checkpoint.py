@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ...weights import CheckpointError, read_checkpoint
-from ...weights.writer import sync
+from ...weights.files import replace_file, sync
 from ..cli import UserError
-from ..files import DISK_FULL, replace_file
+from ..files import DISK_FULL
 
 INDEX = "index.json"
 NAME = re.compile(r"epoch-(\d+)-update-(\d+)")
@@ -60,7 +60,8 @@ def save(
     try:
         partial.mkdir(parents=True)
         for name, data in files.items():
-            write_synced(partial / name, data)
+            (partial / name).write_bytes(data)
+            sync(partial / name)
         sync(partial)
         if target.exists():
             shutil.rmtree(target)
@@ -118,14 +119,6 @@ def load_newest(folder: Path) -> Loaded | None:
     if skipped:
         raise CheckpointError(f"no checkpoint can be read; the newest: {skipped[0]}", folder)
     return None
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file and waits until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def replace_synced(path: Path, data: bytes) -> None:

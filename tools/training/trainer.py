@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cli import UserError
+from ..signals import StopRequest
 from . import build, checkpoint, data, schema
 from .config import as_tree, differing_keys
 from .evaluate import evaluate
 from .export import export_model
-from .interrupts import Interrupts
 from .log import Log
 from .progress import Interrupted, NonFinite, Progress
 from .seeding import STEP, seed_all
@@ -60,7 +60,7 @@ class Trainer:
             recipe.scheduler, optimizer, recipe.epochs, self.updates_per_epoch
         )
         self.model, self.optimizer = accelerator.prepare(self.raw_model, optimizer)
-        self.interrupts = Interrupts()
+        self.interrupts = StopRequest()
         self.log: Log | None = None
         self._stop = False
         self._saved_at: tuple[int, int] | None = None

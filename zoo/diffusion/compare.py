@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageDraw
 
+from ...weights.files import replace_file
 from .blocks import denoisers
 from .patch import apply_agent_attention, remove_agent_attention, schedules_of
 
@@ -112,20 +113,14 @@ class Comparison:
         return sheet
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the picture as PNG, under a temporary name first.
+        """Writes the picture as PNG; the file is whole or as it was.
 
         Raises:
             OSError: it cannot be written.
         """
-        path = Path(path)
         content = io.BytesIO()
         self.picture().save(content, format="PNG")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_bytes(content.getvalue())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(Path(path), content.getvalue())
 
 
 def compare_agent_attention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +201,9 @@ def _grid(block: SpatialBlock, size: tuple[int, int]) -> tuple[int, int]:
     return math.ceil(rows / block.downsample), math.ceil(columns / block.downsample)
 
 
-def _levels(blocks: list[SpatialBlock], settings: AgentSettings, size: tuple[int, int], total: int) -> Any:
+def _levels(
+    blocks: list[SpatialBlock], settings: AgentSettings, size: tuple[int, int], total: int
+) -> Iterator[LevelEstimate]:
     for downsample in sorted({block.downsample for block in blocks}):
         members = [block for block in blocks if block.downsample == downsample]
         grid, channels = _grid(members[0], size), members[0].channels

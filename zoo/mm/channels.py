@@ -1,6 +1,7 @@
 """A neck or head that was configured for another backbone's channels is refused when the detector is built."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from mmengine.model import BaseModule, Sequential
 from torch import nn
@@ -9,17 +10,16 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ..dense import Backbone
 
 _PARTS = ("neck", "decode_head", "auxiliary_head", "bbox_head", "rpn_head", "head", "panoptic_head")
-_registered = []
 
 
+@cache
 def check_channels() -> None:
     """Compare ``in_channels`` with the backbone's ``out_channels`` wherever a module gets both.
 
     A detector builds its neck without telling the backbone, so PyTorch's registration of submodules is watched. Only
-    MMEngine's modules that already own a ``backbone`` of the zoo are looked at.
+    MMEngine's modules that already own a ``backbone`` of the zoo are looked at. A second call changes nothing.
     """
-    if not _registered:
-        _registered.append(register_module_module_registration_hook(_check))
+    register_module_module_registration_hook(_check)
 
 
 def _check(parent: nn.Module, name: str, part: nn.Module | None) -> None:
