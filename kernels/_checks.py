@@ -23,22 +23,46 @@ def check_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence
         TypeError: not a tensor, not floating point, or different dtypes.
         ValueError: wrong rank, shapes that do not match, an empty head axis, or different devices.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        check_dtype(name, x)
-        if x.ndim not in ranks:
-            raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{name} has dtype {x.dtype} but q has {q.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} but q is on {q.device}")
+    check_alike(q, k, v, ranks, layout)
     if k.shape != q.shape:
         raise ValueError(f"k must have q's shape {tuple(q.shape)}, got {tuple(k.shape)}")
     if v.shape[:-1] != q.shape[:-1]:
         raise ValueError(f"v must have q's shape {tuple(q.shape)} but for the last axis, got {tuple(v.shape)}")
     if q.shape[-1] == 0 or q.shape[-2] == 0:
         raise ValueError(f"q needs at least one head and one channel, got shape {tuple(q.shape)}")
+
+
+def check_alike(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ranks: Sequence[int], layout: str) -> None:
+    """Checks that q, k, v are floating-point tensors of one dtype and device and of ``ranks`` axes; not their sizes.
+
+    Raises:
+        TypeError: not a tensor, not floating point, or different dtypes.
+        ValueError: wrong rank, or different devices.
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, x)
+        if x.ndim not in ranks:
+            raise ValueError(f"{name} must be {layout}, got shape {tuple(x.shape)}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype} but q has {q.dtype}")
+        check_device(name, x, "q", q)
+
+
+def check_tensor(name: str, x: torch.Tensor) -> None:
+    """Checks that ``x`` is a tensor of a dtype that the ops compute in.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    check_dtype(name, x)
+
+
+def check_device(name: str, x: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raises ValueError where ``x`` is on another device than ``other``."""
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}")
 
 
 def check_dtype(name: str, x: torch.Tensor) -> None:

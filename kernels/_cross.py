@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._checks import check_dtype
+from ._checks import check_alike
 
 
 def check_cross_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, same_heads: bool = True) -> None:
@@ -17,16 +17,7 @@ def check_cross_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, same_h
         TypeError: not a tensor, not floating point, or different dtypes.
         ValueError: wrong rank, shapes that do not match, no head, no channel, no key, or different devices.
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        check_dtype(name, x)
-        if x.ndim != 4:
-            raise ValueError(f"{name} must be [B, tokens, heads, D], got shape {tuple(x.shape)}")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{name} has dtype {x.dtype} but q has {q.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} but q is on {q.device}")
+    check_alike(q, k, v, (4,), "[B, tokens, heads, D]")
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ValueError(f"k must have q's batch and channels {tuple(q.shape)}, got {tuple(k.shape)}")
     if v.shape[:3] != k.shape[:3]:

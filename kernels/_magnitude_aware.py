@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ._checks import compute_dtype
-from ._chunks import buffer_bytes
+from ._chunks import buffer_bytes, evenly
 from ._linear import products_with
 from .rotary import rotate
 
@@ -40,7 +40,7 @@ class _Buffers:
         batch, heads, tokens, channels = q.shape
         dtype = compute_dtype(q.dtype)
         most = max(1, room // (heads * channels * dtype.itemsize))
-        self.tokens = -(-tokens // -(-tokens // most))
+        self.tokens = evenly(tokens, most)
         self.images = min(max(1, most // tokens), max(1, batch))
         self._maps = [
             torch.empty(self.images, heads, self.tokens, x.shape[-1], dtype=dtype, device=x.device)

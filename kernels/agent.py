@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_dtype, check_qkv, checked_scale, compute_dtype, mask_dtype, may_overwrite
+from ._checks import check_device, check_qkv, check_tensor, checked_scale, compute_dtype, mask_dtype, may_overwrite
 from ._linear import full_precision
 from ._opaque import opaque
 from .dispatch import Implementation, Op
@@ -75,7 +75,8 @@ def _prepare(
 ) -> tuple:
     check_qkv(q, k, v, (4,), "[B, N, heads, D]")
     batch, tokens, heads, channels = q.shape
-    _check_tensor("agent", agent, q.device)
+    check_tensor("agent", agent)
+    check_device("agent", agent, "q", q)
     if agent.dtype != q.dtype:
         raise TypeError(f"agent has dtype {agent.dtype} but q has {q.dtype}")
     if agent.ndim != 4 or agent.shape[0] != batch or agent.shape[2:] != q.shape[2:]:
@@ -88,20 +89,13 @@ def _prepare(
         ("query_bias", query_bias, (batch, heads, tokens, agents)),
     ):
         if bias is not None:
-            _check_bias(name, bias, shape, q.device)
+            _check_bias(name, bias, shape, q)
     return q, k, v, agent, agent_bias, query_bias, checked_scale(scale, channels**-0.5)
 
 
-def _check_tensor(name: str, x: torch.Tensor, device: torch.device) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-    check_dtype(name, x)
-    if x.device != device:
-        raise ValueError(f"{name} is on {x.device} but q is on {device}")
-
-
-def _check_bias(name: str, bias: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    _check_tensor(name, bias, device)
+def _check_bias(name: str, bias: torch.Tensor, shape: tuple[int, ...], q: torch.Tensor) -> None:
+    check_tensor(name, bias)
+    check_device(name, bias, "q", q)
     trailing = shape[len(shape) - bias.ndim :]
     if bias.ndim > len(shape) or any(n not in (1, m) for n, m in zip(bias.shape, trailing, strict=True)):
         raise ValueError(f"{name} must broadcast to {shape}, got shape {tuple(bias.shape)}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._checks import check_dtype, check_switch, compute_dtype, per_axis, shown
+from ._checks import check_device, check_switch, check_tensor, compute_dtype, per_axis, shown
 from ._dynamic_conv_tiles import tiled_dynamic_conv
 from ._linear import full_precision
 from .dispatch import Implementation, Op
@@ -63,10 +63,10 @@ def _prepare(
     rel_pos_bias: torch.Tensor | None = None,
     softmax: bool = False,
 ) -> tuple:
-    _check_tensor("x", x, x)
-    check_dtype("x", x)
+    check_tensor("x", x)
     check_switch("softmax", softmax)
-    _check_tensor("weight", weight, x)
+    check_tensor("weight", weight)
+    check_device("weight", weight, "x", x)
     for name, tensor in (("x", x), ("weight", weight)):
         if tensor.ndim != 5:
             raise ValueError(f"{name} must be [B, H, W, heads, channels], got shape {tuple(tensor.shape)}")
@@ -86,20 +86,12 @@ def _prepare(
     if x.shape[1] < kernel[0] or x.shape[2] < kernel[1]:
         raise ValueError(f"x of {tuple(x.shape[1:3])} positions is smaller than kernel_size {kernel}")
     if rel_pos_bias is not None:
-        _check_tensor("rel_pos_bias", rel_pos_bias, x)
+        check_tensor("rel_pos_bias", rel_pos_bias)
+        check_device("rel_pos_bias", rel_pos_bias, "x", x)
         shape = (x.shape[3], 2 * kernel[0] - 1, 2 * kernel[1] - 1)
         if tuple(rel_pos_bias.shape) != shape:
             raise ValueError(f"rel_pos_bias must have shape {shape}, got {tuple(rel_pos_bias.shape)}")
     return x, weight, kernel, rel_pos_bias, softmax
-
-
-def _check_tensor(name: str, tensor: torch.Tensor, x: torch.Tensor) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}")
 
 
 def _reference(

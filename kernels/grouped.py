@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ._checks import checked_scale, compute_dtype
+from ._checks import check_device, checked_scale, compute_dtype
 from ._cross import check_cross_qkv
 from .dispatch import Implementation, Op
 
@@ -67,8 +67,8 @@ def _prepare(
         raise TypeError(f"groups must be an int64 tensor or None, got {getattr(groups, 'dtype', type(groups))}")
     elif tuple(groups.shape) != (heads,):
         raise ValueError(f"groups must have shape {(heads,)}, one entry a query head, got {tuple(groups.shape)}")
-    elif groups.device != q.device:
-        raise ValueError(f"groups is on {groups.device} but q is on {q.device}")
+    else:
+        check_device("groups", groups, "q", q)
     return q, k, v, groups, checked_scale(scale, q.shape[-1] ** -0.5)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._checks import check_qkv, checked_scale, compute_dtype, per_axis, shown
+from ._checks import check_device, check_qkv, check_tensor, checked_scale, compute_dtype, per_axis, shown
 from ._neighborhood_tiles import tiled_attention
 from .dispatch import Implementation, Op
 from .fused._launch import why_not_fused
@@ -84,22 +84,17 @@ def _prepare(
             f"kernel_size {kernel}, dilation {steps}"
         )
     if rel_pos_bias is not None:
-        _check_bias(rel_pos_bias, (q.shape[-2], *(2 * n - 1 for n in kernel)), q.device)
+        shape = (q.shape[-2], *(2 * n - 1 for n in kernel))
+        check_tensor("rel_pos_bias", rel_pos_bias)
+        if tuple(rel_pos_bias.shape) != shape:
+            raise ValueError(
+                f"rel_pos_bias must have shape {shape} (heads, 2 * K - 1, ...), got {tuple(rel_pos_bias.shape)}"
+            )
+        check_device("rel_pos_bias", rel_pos_bias, "q", q)
     return q, k, v, kernel, steps, rel_pos_bias, checked_scale(scale, q.shape[-1] ** -0.5)
 
 
-def _check_bias(bias: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    if not isinstance(bias, torch.Tensor):
-        raise TypeError(f"rel_pos_bias must be a tensor or None, got {type(bias).__name__}")
-    if not bias.is_floating_point():
-        raise TypeError(f"rel_pos_bias must be floating point, got {bias.dtype}")
-    if tuple(bias.shape) != shape:
-        raise ValueError(f"rel_pos_bias must have shape {shape} (heads, 2 * K - 1, ...), got {tuple(bias.shape)}")
-    if bias.device != device:
-        raise ValueError(f"rel_pos_bias is on {bias.device} but q is on {device}")
-
-
-def _axis_neighbors(length: int, kernel: int, dilation: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def axis_neighbors(length: int, kernel: int, dilation: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of each position's neighbours along an axis, and their indices into the bias; both ``[L, K]``."""
     position = torch.arange(length, device=device)
     group, place = position % dilation, position // dilation
@@ -129,7 +124,7 @@ def _reference(
 ) -> torch.Tensor:
     """The definition: gathers the neighbours of every query."""
     space, dtype = q.shape[1:-2], compute_dtype(q.dtype)
-    axes = [_axis_neighbors(n, size, step, q.device) for n, size, step in zip(space, kernel, dilation, strict=True)]
+    axes = [axis_neighbors(n, size, step, q.device) for n, size, step in zip(space, kernel, dilation, strict=True)]
     neighbors = _combine([position for position, _ in axes], space)
     queries, keys, values = (x.flatten(1, -3).to(dtype) for x in (q, k, v))
     scores = torch.einsum("bnhd,bnkhd->bnhk", queries * scale, keys[:, neighbors])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._checks import checked_scale, compute_dtype, is_traced, is_transformed
+from ._checks import check_device, checked_scale, compute_dtype, is_traced, is_transformed
 from ._cross import check_cross_qkv
 from ._opaque import compiles_for_inference, opaque
 from .dispatch import Implementation, Op
@@ -138,8 +138,7 @@ def _prepare(
     keys = k.shape[1]
     if not isinstance(mask, torch.Tensor) or mask.dtype not in (torch.bool, torch.int64):
         raise TypeError(f"mask must be a bool or int64 tensor, got {getattr(mask, 'dtype', type(mask))}")
-    if mask.device != q.device:
-        raise ValueError(f"mask is on {mask.device} but q is on {q.device}")
+    check_device("mask", mask, "q", q)
     full = (batch, heads, queries, keys)
     if mask.dtype == torch.bool:
         fits = mask.ndim == 4 and mask.shape[3] == keys
@@ -159,8 +158,7 @@ def _check_bias(bias: torch.Tensor, q: torch.Tensor, shape: tuple[int, ...]) -> 
         raise TypeError(f"bias must be a tensor of q's dtype {q.dtype}, got {getattr(bias, 'dtype', type(bias))}")
     if tuple(bias.shape) != shape:
         raise ValueError(f"bias must be [B, heads, N, M] = {shape}, got {tuple(bias.shape)}")
-    if bias.device != q.device:
-        raise ValueError(f"bias is on {bias.device} but q is on {q.device}")
+    check_device("bias", bias, "q", q)
 
 
 def _reference(

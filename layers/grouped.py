@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import grouped_query_attention
+from ..kernels._checks import compute_dtype
 from ._checks import check_heads
 
 
@@ -52,7 +53,7 @@ def group_fused_attention(state_dict: dict[str, Tensor], num_heads: int, num_kv_
 
 def key_norms(k: Tensor) -> Tensor:
     """Norm of each head's keys over tokens and channels, summed over the batch: [B, N, heads, D] → [heads]."""
-    dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(k.dtype)
     return torch.linalg.vector_norm(k.detach(), dim=(1, 3), dtype=dtype).sum(0)
 
 
@@ -249,7 +250,7 @@ class PerturbedGQA(GroupedQueryAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         x = grouped_query_attention(q, k, v)
         rows = x.transpose(1, 2).flatten(2).unflatten(1, (self.num_kv_heads, -1))
-        rows = rows.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        rows = rows.to(compute_dtype(x.dtype))
         noise = self._draw(rows)
         noise = noise * (1 - torch.eye(*noise.shape[1:], dtype=noise.dtype, device=noise.device))
         noise = (noise - noise.mean(-1, keepdim=True)) / noise.std(-1, keepdim=True)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import magnitude_aware_linear_attention
+from ..kernels._checks import compute_dtype
 from ..kernels._tables import by_size
 from ..kernels.rotary import rotate
 from ._checks import check_heads, check_odd
@@ -21,7 +22,7 @@ def rotation_table(height: int, width: int, head_dim: int, like: Tensor) -> tupl
     The first half of the pairs turns with the row, the second with the column, both by 10000 ** -t per step, t from 0
     to 1 inclusive. The frequencies themselves are float32 numbers, as the published models have them.
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(like.dtype)
     return _rotation_table(height, width, head_dim, dtype, like=like)
 
 

@@ -11,6 +11,7 @@ from timm.layers import resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
 
 from ..kernels import sparse_attention
+from ..kernels._checks import compute_dtype
 from ..kernels._chunks import in_chunks
 from ..kernels._linear import full_precision
 from ..kernels.sparse import largest_entries, top_mask
@@ -110,7 +111,7 @@ class ConnectivityPredictor(nn.Module):
             grid: patches (H, W) of this image, ``grid_size`` where None.
             keep: bool [B, N - 1], the patches not dropped before.
         """
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(q.dtype)
         with full_precision(q.device):
             return self._estimate(q.to(dtype), k.to(dtype), grid, keep)
 
@@ -262,7 +263,7 @@ class SparsifinerAttention(nn.Module):
         own = torch.eye(self.num_heads, dtype=q.dtype, device=q.device).unsqueeze(-1)
         wide = (q.unsqueeze(1) * (own * q.shape[-1] ** -0.5)).flatten(2)
         row = wide @ k.flatten(2).transpose(1, 2)
-        row = row.softmax(-1, dtype=torch.float64 if row.dtype == torch.float64 else torch.float32)
+        row = row.softmax(-1, dtype=compute_dtype(row.dtype))
         out = (row.to(v.dtype) @ v.flatten(2)).unflatten(-1, (self.num_heads, -1))
         return out.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1).unsqueeze(1), row
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import _dynamic_conv_kernels as kernels
+from ._fold import fold
 from ._launch import Case, Launch, block_width, dot_options, factors_of, out_dtype, with_strides
 
 _TILE = 8
@@ -67,7 +68,10 @@ def _backward(
     maps = {"x": x, "weight": weight, "out": out, "d_out": d_out, "d_weight": d_weight}
     _launch(kernels.weight_gradient_kernel, problem, **maps).run(x)
     _launch(kernels.value_gradient_kernel, problem, weight=weight, d_out=d_out, d_x=d_x).run(x)
-    d_bias = x.new_empty(0) if bias is None else _fold(d_weight.sum(0, dtype=torch.float32), kernel).to(bias.dtype)
+    d_bias = x.new_empty(0)
+    if bias is not None:
+        windows = d_weight.sum(0, dtype=torch.float32).permute(2, 0, 1, 3).unflatten(-1, kernel)
+        d_bias = fold(windows, kernel, (1, 1)).to(bias.dtype)
     return d_x.to(x.dtype), d_weight.to(weight.dtype), d_bias
 
 
@@ -94,21 +98,6 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 def _lse_shape(x: torch.Tensor, softmax: bool) -> tuple[int, ...]:
     return (x.shape[0], x.shape[3], *x.shape[1:3]) if softmax else (0,)
-
-
-def _fold(d_weight: torch.Tensor, kernel: list[int]) -> torch.Tensor:
-    """Sums ``[H, W, heads, Kh * Kw]`` by the distance within a window: ``[heads, 2 * Kh - 1, 2 * Kw - 1]``."""
-    offsets = []
-    for length, size in zip(d_weight.shape[:2], kernel, strict=True):
-        position = torch.arange(length, device=d_weight.device)
-        start = (position - size // 2).clamp(0, length - size)
-        offsets.append((start - position + size - 1)[:, None] + torch.arange(size, device=d_weight.device))
-    rows, columns = offsets
-    index = rows[:, None, :, None] * (2 * kernel[1] - 1) + columns[None, :, None, :]
-    heads = d_weight.shape[2]
-    folded = d_weight.new_zeros(math.prod(2 * n - 1 for n in kernel), heads)
-    folded.index_add_(0, index.flatten(), d_weight.transpose(2, 3).reshape(-1, heads))
-    return folded.t().contiguous().view(heads, *(2 * n - 1 for n in kernel))
 
 
 def _launch(jitted: Any, problem: tuple, **maps: torch.Tensor) -> Launch:

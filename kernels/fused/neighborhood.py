@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import _neighborhood_kernels as kernels
+from ._fold import fold
 from ._launch import Case, Launch, block_width, dot_options, factors_of, out_dtype, with_strides
 
 _SLOTS = 8
@@ -84,7 +85,7 @@ def _backward(
         launch.run(q)
     d_bias = q.new_empty(0)
     if bias_gradient:
-        d_bias = _fold(d_parts.sum(0), q.shape[1:3], kernel, dilation).to(bias.dtype).contiguous()
+        d_bias = fold(d_parts.sum(0), kernel, dilation).to(bias.dtype)
     return d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype), d_bias
 
 
@@ -108,21 +109,6 @@ def _differentiate(ctx: Any, d_out: torch.Tensor, _: torch.Tensor | None) -> tup
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _fold(x: torch.Tensor, space: tuple[int, ...], kernel: list[int], dilation: list[int]) -> torch.Tensor:
-    """Sums ``[heads, H, W, K1, K2]`` by the distance of query and key: ``[heads, 2 * K1 - 1, 2 * K2 - 1]``."""
-    x = x.transpose(2, 3)
-    for length, size, step in zip(space, kernel, dilation, strict=True):
-        position = torch.arange(length, device=x.device)
-        group, place = position % step, position // step
-        members = (length - group + step - 1) // step
-        start = (place - size // 2).clamp(min=0).minimum(members - size)
-        distance = (start - place + size - 1)[:, None] + torch.arange(size, device=x.device)
-        folded = x.new_zeros(x.shape[0], 2 * size - 1, *x.shape[3:])
-        # The folded axis goes last, the next one comes to the front.
-        x = folded.index_add_(1, distance.flatten(), x.flatten(1, 2)).movedim(1, -1)
-    return x
 
 
 def _backward_launches(

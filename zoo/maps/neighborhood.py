@@ -6,15 +6,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.neighborhood import axis_neighbors
 from .base import AttentionMap, Pixel, exact
 
 
 def neighbors(place: int, length: int, kernel: int, dilation: int) -> list[int]:
-    """Positions along an axis that ``place`` attends to: the nearest of its dilation group, shifted at borders."""
-    group, member = place % dilation, place // dilation
-    members = -(-(length - group) // dilation)
-    start = min(max(member - kernel // 2, 0), members - kernel)
-    return [group + dilation * (start + i) for i in range(kernel)]
+    """Positions along an axis that ``place`` attends to."""
+    return axis_neighbors(length, kernel, dilation, torch.device("cpu"))[0][place].tolist()
 
 
 @dataclass(kw_only=True, eq=False)
