@@ -304,7 +304,7 @@ BAD = [
     (TypeError, "dilation must be an int .* got True", dict(dilation=True)),
     (ValueError, "dilation must be at least 1, got 0", dict(dilation=0)),
     (ValueError, r"space \(8, 8\), kernel_size \(3, 3\), dilation \(2, 3\)", dict(dilation=(2, 3))),
-    (TypeError, "rel_pos_bias must be a tensor, got, got float", dict(rel_pos_bias=0.0)),
+    (TypeError, "rel_pos_bias must be a tensor, got float", dict(rel_pos_bias=0.0)),
     (TypeError, "rel_pos_bias must be floating point", dict(rel_pos_bias=torch.zeros(2, 5, 5).int())),
     (ValueError, r"rel_pos_bias must have shape \(2, 5, 5\).*got \(2, 5, 6\)", dict(rel_pos_bias=torch.zeros(2, 5, 6))),
     (ValueError, "rel_pos_bias is on meta", dict(rel_pos_bias=torch.zeros(2, 5, 5, device="meta"))),
