@@ -160,6 +160,7 @@ def may_overwrite(x: torch.Tensor) -> bool:
     return not torch.is_grad_enabled() and not is_traced(x) and not is_transformed()
 
 
+@torch.compiler.assume_constant_result
 def is_transformed() -> bool:
     """Whether PyTorch computes something else beside, by ``torch.func`` or forward-mode differentiation: few of its
     operators that write into a given tensor take part in that."""

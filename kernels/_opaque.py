@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ._checks import needs_gradient
+from ._checks import is_transformed, needs_gradient
 
 _SCHEMA = {
     "torch.Tensor": "Tensor",
@@ -91,7 +91,8 @@ def exports() -> bool:
 
 def compiles_for_inference(x: torch.Tensor, *rest: Any) -> bool:
     """Whether ``torch.compile`` makes a program for a CPU without a gradient of what is computed from the arguments."""
-    if not torch.compiler.is_dynamo_compiling() or exports():
+    # What is computed beside by a transform needs the operators that PyTorch knows, without any gradient, too.
+    if not torch.compiler.is_dynamo_compiling() or exports() or is_transformed():
         return False
     # Other libraries' kinds of tensors know PyTorch's operators, not ours.
     plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu"

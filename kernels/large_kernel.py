@@ -145,7 +145,7 @@ def _torch(
     """On a CPU channels last, a few images at a time, and the dilated convolution as oneDNN has kernels for it."""
     parameters = (local_weight, dilated_weight, point_weight, local_bias, dilated_bias, point_bias)
     # vmap knows no layouts.
-    if x.device.type != "cpu" or (not is_traced(x) and is_transformed()):
+    if x.device.type != "cpu" or is_transformed():
         return _reference(x, *parameters, dilation)
     if all(isinstance(n, int) for n in x.shape[2:]):
         parameters = (local_weight, _meeting(dilated_weight, x, dilation), *parameters[2:])

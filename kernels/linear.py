@@ -10,7 +10,16 @@ from collections.abc import Callable
 
 import torch
 
-from ._checks import check_qkv, checked_number, checked_scale, compute_dtype, may_overwrite
+from ._checks import (
+    check_device,
+    check_qkv,
+    check_tensor,
+    checked_number,
+    checked_scale,
+    compute_dtype,
+    may_overwrite,
+    shown,
+)
 from ._linear import by_images, full_precision, in_full_precision, products_with
 from ._linear_in_place import linear_in_place, reads_in_place
 from ._magnitude_aware import magnitude_aware_in_place
@@ -112,17 +121,15 @@ def _prepare_magnitude_aware(
 
 def _check_rotation(rotation: tuple[torch.Tensor, torch.Tensor], q: torch.Tensor) -> None:
     if not isinstance(rotation, (tuple, list)) or len(rotation) != 2:
-        raise TypeError(f"rotation must be a pair (cosines, sines) or None, got {type(rotation).__name__}")
+        raise TypeError(f"rotation must be a pair (cosines, sines) or None, got {shown(rotation)}")
     if q.shape[-1] % 2:
         raise ValueError(f"q must have an even number of channels to be rotated, got shape {tuple(q.shape)}")
     shape = (*q.shape[1:-2], q.shape[-1] // 2)
     for x in rotation:
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            raise TypeError(f"rotation must hold floating-point tensors, got {type(x).__name__}")
+        check_tensor("rotation's cosines and sines", x)
         if tuple(x.shape) != shape:
             raise ValueError(f"rotation must hold tensors of shape {shape} (space, D / 2), got {tuple(x.shape)}")
-        if x.device != q.device:
-            raise ValueError(f"rotation is on {x.device} but q is on {q.device}")
+        check_device("rotation", x, "q", q)
 
 
 def _linear_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, eps: float) -> torch.Tensor:

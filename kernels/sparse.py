@@ -95,7 +95,9 @@ def top_mask(values: torch.Tensor, count: int) -> torch.Tensor | None:
     """
     if compiles_for_inference(values):
         return _chosen(values, count)
-    eager = type(values) is torch.Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    eager = type(values) is torch.Tensor and not (
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
+    )
     if not eager or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
         return None
     if torch.get_num_threads() > _SELECTION_PER_SORT:

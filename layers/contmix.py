@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..kernels import dynamic_depthwise_conv
 from ..kernels._checks import may_overwrite
 from ._checks import check_odd
+from ._plain import is_plain
 from .dilated_reparam import DilatedReparamConv
 
 # The context is pooled to this many regions along each side.
@@ -178,13 +179,16 @@ class ContMix(nn.Module):
             each.unflatten(1, (self.groups, -1)).flatten(0, 1).flatten(2)
             for each in (self.query(query) * self.scale, self.key(F.adaptive_avg_pool2d(context, _REGIONS)))
         )
-        # The projection of the affinities acts on the keys: the same product with a third of its operations.
-        keys = F.linear(key, self.weight_proj.weight)
         sizes = [size**2 for size in self.windows]
-        logits = (
-            torch.baddbmm(bias.to(query.dtype), query.transpose(1, 2), part)
-            for bias, part in zip(self.weight_proj.bias.split(sizes), keys.split(sizes, -1), strict=True)
-        )
+        if is_plain(self.weight_proj):
+            # The projection of the affinities acts on the keys: the same product with a third of its operations.
+            keys = F.linear(key, self.weight_proj.weight)
+            logits = [
+                torch.baddbmm(bias.to(query.dtype), query.transpose(1, 2), part)
+                for bias, part in zip(self.weight_proj.bias.split(sizes), keys.split(sizes, -1), strict=True)
+            ]
+        else:
+            logits = self.weight_proj(query.transpose(1, 2) @ key).split(sizes, -1)
         return [
             each.unflatten(1, (height, width)).unflatten(0, (batch, self.groups)).permute(0, 2, 3, 1, 4)
             for each in logits

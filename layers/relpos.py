@@ -16,6 +16,20 @@ def _offsets(length: int, device: torch.device) -> Tensor:
     return position[None] - position[:, None] + length - 1
 
 
+def fit_bias_table(table: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """A table [heads, 2·H - 1, 2·W - 1] of biases for the offsets of another map.
+
+    Its centre along an axis that is shorter, stretched by bicubic interpolation along one that is longer.
+    """
+    need = tuple(2 * n - 1 for n in grid_size)
+    grown = tuple(max(have, want) for have, want in zip(table.shape[1:], need, strict=True))
+    if grown != tuple(table.shape[1:]):
+        stretched = F.interpolate(table[None].float(), size=grown, mode="bicubic", align_corners=False)
+        table = stretched[0].to(table.dtype)
+    top, left = ((have - want) // 2 for have, want in zip(grown, need, strict=True))
+    return table[:, top : top + need[0], left : left + need[1]]
+
+
 class RelPosAttention(nn.Module):
     """Multi-head attention on a map with a learned bias per head and relative position.
 
@@ -55,15 +69,7 @@ class RelPosAttention(nn.Module):
 
     def bias(self, height: int, width: int) -> Tensor:
         """The table spread over all pairs of an ``height`` × ``width`` map: [heads, H·W, H·W]."""
-        table = self.rel_pos_bias
-        need = (2 * height - 1, 2 * width - 1)
-        grown = tuple(max(have, want) for have, want in zip(table.shape[1:], need, strict=True))
-        if grown != tuple(table.shape[1:]):
-            table = F.interpolate(table[None].float(), size=grown, mode="bicubic", align_corners=False)[0].to(
-                table.dtype
-            )
-        top, left = ((have - want) // 2 for have, want in zip(grown, need, strict=True))
-        table = table[:, top : top + need[0], left : left + need[1]]
+        table = fit_bias_table(self.rel_pos_bias, (height, width))
         pairs = table[:, _offsets(height, like=table)][:, :, :, _offsets(width, like=table)]
         return pairs.permute(0, 1, 3, 2, 4).reshape(-1, height * width, height * width)
 

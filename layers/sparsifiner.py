@@ -16,6 +16,7 @@ from ..kernels._chunks import in_chunks
 from ..kernels._linear import full_precision
 from ..kernels.sparse import largest_entries, top_mask
 from ._checks import check_heads
+from ._plain import is_plain
 
 
 def resample_tokens(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -28,6 +29,12 @@ def resample_mixing(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, i
     table = resample_tokens(table, grid, new_grid)
     share = grid[0] * grid[1] / (new_grid[0] * new_grid[1])
     return torch.cat([table[:1], table[1:] * share])
+
+
+def _project(module: nn.Module, x: Tensor) -> Tensor:
+    """The module's result in x's dtype, which may be wider than its weights'."""
+    weight = getattr(module, "weight", None)
+    return module(x.to(weight.dtype) if isinstance(weight, Tensor) else x).to(x.dtype)
 
 
 class ConnectivityPredictor(nn.Module):
@@ -123,9 +130,12 @@ class ConnectivityPredictor(nn.Module):
             mix = resample_mixing(mix, self.grid_size, grid)
             back = resample_tokens(back, self.grid_size, grid)
         mixed, rows = self._mix(k, mix, keep), q[:, 1:].transpose(1, 2)
-        # The queries' projection first meets the R mixtures: fewer products than to project every query.
-        weight, bias = (x.to(q.dtype) * self.scale for x in (self.proj_c_q.weight, self.proj_c_q.bias))
-        coefs = rows @ (mixed @ weight).transpose(-2, -1) + (mixed @ bias).unsqueeze(-2)
+        if is_plain(self.proj_c_q):
+            # The queries' projection first meets the R mixtures: fewer products than to project every query.
+            weight, bias = (x.to(q.dtype) * self.scale for x in (self.proj_c_q.weight, self.proj_c_q.bias))
+            coefs = rows @ (mixed @ weight).transpose(-2, -1) + (mixed @ bias).unsqueeze(-2)
+        else:
+            coefs = _project(self.proj_c_q, rows) * self.scale @ mixed.transpose(-2, -1)
         if keep is not None:
             coefs = coefs * keep[:, None, :, None]
         coefs = self._cut(coefs.softmax(-1))
@@ -143,7 +153,11 @@ class ConnectivityPredictor(nn.Module):
         else:
             kept = torch.cat([torch.ones_like(keep[:, :1]), keep], dim=1)
             shares = mix.t() * kept[:, None]
+        plain = is_plain(self.proj_c_k)
+        k = k if plain else _project(self.proj_c_k, k)
         mixed = (shares @ k.flatten(2)).unflatten(2, k.shape[2:]).transpose(1, 2)
+        if not plain:
+            return mixed
         weight, bias = (x.to(k.dtype) for x in (self.proj_c_k.weight, self.proj_c_k.bias))
         return mixed @ weight.t() + shares.sum(-1)[:, None, :, None] * bias
 

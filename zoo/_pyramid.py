@@ -9,6 +9,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from ..weights import convert_checkpoint
+from ..weights.load import check_finite
 from ._image import channels_last_on_cpu, checked_image
 from ._indices import take_indices
 
@@ -48,10 +49,17 @@ class Backbone(nn.Module):
     min_img_size = 1
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
-        """As ``nn.Module``'s, and published checkpoints are converted on the way (see ``convert_checkpoint``)."""
+        """As ``nn.Module``'s; checkpoints under published names, or for another image size, are converted on the way.
+
+        See ``convert_checkpoint``.
+
+        Raises:
+            CheckpointError: converted ones hold NaN or infinity.
+        """
         own = self.state_dict()
-        if any(key not in own for key in state_dict):
+        if any(key not in own or value.shape != own[key].shape for key, value in state_dict.items()):
             state_dict = convert_checkpoint(state_dict, self)
+            check_finite(state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @torch.jit.ignore
@@ -130,12 +138,16 @@ class Pyramid(Backbone):
         self._finish(embed_dims[-1], num_classes, global_pool, drop_rate)
 
     def _set_pool(self, global_pool: str) -> None:
+        # As timm's module calls them, and with it files that older versions of this package wrote.
+        global_pool = global_pool.removeprefix("fast")
         if global_pool not in _POOLS:
             raise ValueError(f"global_pool is {global_pool!r}; one of {', '.join(map(repr, _POOLS))} works")
         self._is_pooled = bool(global_pool)
         self.global_pool = SelectAdaptivePool2d(
             pool_type=f"fast{global_pool}" if global_pool else "", flatten=bool(global_pool), input_fmt=self.output_fmt
         )
+        # timm writes it into the configuration of a saved model.
+        self.global_pool.pool_type = global_pool
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:

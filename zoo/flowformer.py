@@ -153,24 +153,25 @@ class Flowformer(Pyramid):
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Published Flowformer parameter names → the zoo's; a position embedding of another square image is resized."""
-    if "pos_embed" not in state_dict:
+    if published := "pos_embed" in state_dict:
+        state_dict = rename_keys(
+            state_dict,
+            [
+                (r"^pos_embed$", "stem.pos_embed"),
+                (r"^patch_embed\.0\.", "stem."),
+                (r"^patch_embed\.(\d+)\.", r"stages.\1.downsample."),
+                (r"^blocks\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+                (r"\.gamma$", ".ls2.gamma"),
+            ],
+            drop=r"total_(ops|params)$",
+        )
+    pos_embed = state_dict.get("stem.pos_embed")
+    if pos_embed is None or not (published or pos_embed.shape[1] != model.stem.pos_embed.shape[1]):
         return state_dict
-    renamed = rename_keys(
-        state_dict,
-        [
-            (r"^pos_embed$", "stem.pos_embed"),
-            (r"^patch_embed\.0\.", "stem."),
-            (r"^patch_embed\.(\d+)\.", r"stages.\1.downsample."),
-            (r"^blocks\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-            (r"\.gamma$", ".ls2.gamma"),
-        ],
-        drop=r"total_(ops|params)$",
-    )
-    pos_embed = renamed["stem.pos_embed"]
     side = math.isqrt(pos_embed.shape[1])
-    if side**2 == pos_embed.shape[1] and (side, side) != model.stem.grid_size:
-        renamed["stem.pos_embed"] = resize_pos_embed(pos_embed, (side, side), model.stem.grid_size)
-    return renamed
+    if side**2 != pos_embed.shape[1]:
+        return state_dict
+    return {**state_dict, "stem.pos_embed": resize_pos_embed(pos_embed, (side, side), model.stem.grid_size)}
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> Flowformer:

@@ -11,6 +11,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
 from ..layers import NeighborhoodAttention, RelPosAttention
+from ..layers.relpos import fit_bias_table
 from ._blocks import TransformerBlock, init_weights, rename_keys
 from ._builder import build_model, cfg, published_cfgs, register_model
 from ._plain import Plain
@@ -88,11 +89,17 @@ class IsotropicTransformer(Plain):
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Published isotropic models' parameter names → the zoo's."""
-    if not any(key.startswith("layers.") for key in state_dict):
-        return state_dict
-    rules = [(r"^patch_embed\.", "stem."), (r"^layers\.", "stages."), (r"\.rpb$", ".rel_pos_bias")]
-    return rename_keys(state_dict, rules, drop=r"relative_position_index$")
+    """Published isotropic models' parameter names → the zoo's; full attention's biases fitted to the model's map."""
+    if any(key.startswith("layers.") for key in state_dict):
+        rules = [(r"^patch_embed\.", "stem."), (r"^layers\.", "stages."), (r"\.rpb$", ".rel_pos_bias")]
+        state_dict = rename_keys(state_dict, rules, drop=r"relative_position_index$")
+    fitted = dict(state_dict)
+    for name, module in model.named_modules():
+        table = fitted.get(f"{name}.rel_pos_bias")
+        if isinstance(module, RelPosAttention) and table is not None:
+            grid_size = tuple((n + 1) // 2 for n in module.rel_pos_bias.shape[1:])
+            fitted[f"{name}.rel_pos_bias"] = fit_bias_table(table, grid_size)
+    return fitted
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> IsotropicTransformer:

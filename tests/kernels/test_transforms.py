@@ -68,3 +68,43 @@ def test_forward_mode(name, mode):
             expected = derivative()
     for each, truth in zip(found, expected, strict=True):
         assert relative_error(each, truth) < 1e-11
+
+
+def _derivative(op, inputs, tangents, rest):
+    return torch.func.jvp(lambda *inputs: op(*inputs, **rest), inputs, tangents)[1]
+
+
+@pytest.mark.compiles
+@MODES
+@pytest.mark.parametrize("name", CASES)
+def test_forward_mode_in_a_compiled_program(name, mode):
+    """Never a wrong tangent: the true one, or PyTorch's word that it has none."""
+    torch.manual_seed(1)
+    op, tensors, rest = CASES[name]
+    inputs = tuple(tensors())
+    tangents = tuple(torch.randn_like(x) for x in inputs)
+    torch.compiler.reset()
+    compiled = torch.compile(_derivative, backend="eager", fullgraph=True)
+    with mode():
+        try:
+            found = compiled(op, inputs, tangents, rest)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            assert name not in WITHOUT_FUSED and "forward AD" in str(error)
+            return
+        with use_backend("reference"):
+            expected = _derivative(op, inputs, tangents, rest)
+    assert relative_error(found, expected) < 1e-11
+
+
+@pytest.mark.compiles
+@MODES
+@pytest.mark.parametrize("name", CASES)
+def test_vmap_in_a_compiled_program(name, mode):
+    torch.manual_seed(0)
+    op, tensors, rest = CASES[name]
+    first, *others = tensors()
+    many = torch.stack([first, first * 0.5])
+    run = torch.func.vmap(lambda x: op(x, *others, **rest))
+    with mode():
+        found = torch.compile(run, backend="eager")(many)
+        assert relative_error(found, run(many)) < 1e-12

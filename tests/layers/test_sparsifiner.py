@@ -134,3 +134,17 @@ def test_arguments(settings, says):
         ConnectivityPredictor((14, 14), 2, 32, **settings)
     with pytest.raises(ValueError, match="num_heads=3"):
         SparsifinerAttention(64, 3, (14, 14))
+
+
+def test_gradients_of_every_sample():
+    torch.manual_seed(0)
+    layer = SparsifinerAttention(16, 2, (4, 4), predictor=dict(reduce_n_factor=2)).double().eval()
+    x = torch.randn(3, 17, 16, dtype=torch.float64)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample[None],))[0].square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    layer(x)[0].square().sum().backward()
+    torch.testing.assert_close(each["qkv.weight"].sum(0), layer.qkv.weight.grad)
