@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -371,6 +372,7 @@ def test_a_read_only_cache_is_read_and_otherwise_named(server, entry, content, r
 
     if os.geteuid() == 0:
         monkeypatch.setattr(Path, "open", no_writing)
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **options: no_writing(options["dir"] / "new", "w"))
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     assert fetch(entry, read_only) == read_only / FILE
     assert read_checkpoint(read_only / FILE)["weight"].shape == (60_000,)
