@@ -1,7 +1,9 @@
 """A file server on the loopback interface that misbehaves as told, and manifest rows that point to it."""
 
+import contextlib
 import hashlib
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", todo.split()[1])
             self.end_headers()
+        elif todo in _HOSTILE:
+            with contextlib.suppress(OSError):  # the client goes away
+                _HOSTILE[todo](self)
         elif todo == "html":
             self._reply(b"<!DOCTYPE html><html>please log in</html>", kind="text/html; charset=utf-8")
         elif todo == "disguised html":
@@ -56,11 +61,60 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._serve(todo)
 
+    def _endless(self) -> None:
+        self._start(200)
+        while True:
+            self.wfile.write(bytes(1 << 16))
+
+    def _endless_redirect(self) -> None:
+        self._start(302, Location=self.server.url("/net.pth"))
+        while True:
+            self.wfile.write(bytes(1 << 16))
+
+    def _drip(self, count: int = 1) -> None:
+        body = self.server.files[self.path]
+        self._start(200, Content_Length=len(body), ETag=_etag(body))
+        for start in range(0, len(body), count):
+            self.wfile.write(body[start : start + count])
+            time.sleep(0.01)
+
+    def _headers_without_end(self) -> None:
+        self.send_response(200)
+        while True:
+            self.send_header("X", "1")
+            self.flush_headers()
+            time.sleep(0.01)
+
+    def _continue_for_ever(self) -> None:
+        while True:
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    def _short(self) -> None:
+        self._start(200)
+        self.wfile.write(self.server.files[self.path][:-1000])
+
+    def _digits(self) -> None:
+        body = self.server.files[self.path]
+        self._start(200, Content_Length="9" * 5000)
+        self.wfile.write(body)
+
+    def _other_version(self) -> None:
+        body = self.server.files[self.path]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self._start(206, ETag='"other"', Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.wfile.write(body[start:])
+
+    def _start(self, status: int, **headers: object) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+
     def _serve(self, todo: str) -> None:
         body = self.server.files.get(self.path)
         if body is None:
             return self.send_error(404)
-        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        etag = _etag(body)
         wanted = self.headers.get("Range")
         if todo == "wrong":
             body = body[:-1] + bytes([body[-1] ^ 1])
@@ -92,6 +146,23 @@ class _Handler(BaseHTTPRequestHandler):
         if todo == "slow":
             self.server.released.wait(1.0)
         self.wfile.write(rest)
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body).hexdigest()}"'
+
+
+_HOSTILE = {
+    "endless": _Handler._endless,
+    "endless redirect": _Handler._endless_redirect,
+    "drip": _Handler._drip,
+    "trickle": lambda handler: handler._drip(10_000),
+    "headers without end": _Handler._headers_without_end,
+    "continue for ever": _Handler._continue_for_ever,
+    "short": _Handler._short,
+    "digits": _Handler._digits,
+    "other version": _Handler._other_version,
+}
 
 
 def make_entry(url: str | None, **changes: object) -> Entry:

@@ -35,9 +35,9 @@ from ..weights import (
     save_safetensors,
     unwrap,
 )
-from ..weights.load import check_finite
+from ..weights.kinds import sniff
 from ..weights.manifest import Entry, entries, find
-from ..weights.reader import sniff
+from ..weights.values import check_finite
 from .cli import EXIT_BAD_INPUT, EXIT_OK, HelpFormatter, UserError, did_you_mean
 
 TASKS = ("classification", "detection", "instance", "semantic", "panoptic")

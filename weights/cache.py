@@ -12,8 +12,9 @@ import torch
 
 from .errors import CheckpointError
 from .files import replace_file
+from .kinds import sniff
 from .manifest import Entry, Mirror
-from .reader import sniff
+from .reader import check_whole
 from .record import keys_sha256, marker, recorded
 
 try:
@@ -98,7 +99,8 @@ def check(path: Path, source: Entry | Mirror) -> str:
     size = path.stat().st_size
     if source.size is not None and size != source.size:
         raise CheckpointError(f"has {size:,} bytes where the manifest says {source.size:,}", path)
-    sniff(path)
+    known = source.sha256 or source.sha256_prefix or source.size is not None
+    (sniff if known else check_whole)(path)
     sha256 = file_sha256(path)
     if problem := _hash_problem(sha256, source):
         raise CheckpointError(problem, path)

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from .convert import convert_checkpoint, inner_model, is_whole
-from .errors import CheckpointError
+from .errors import CheckpointError, printable
 from .layout import unwrap
 from .match import matches
 from .reader import read_checkpoint
+from .values import check_finite
 
 _HALF = (torch.float16, torch.bfloat16)
 _SHOWN = 5
+_BATCHES = "*.num_batches_tracked"  # older files have no such counter, and torch fills it in
 
 
 @dataclass(frozen=True)
@@ -46,27 +48,7 @@ class LoadReport:
             parts.append(f"{len(self.unexpected)} not used ({_some(self.unexpected)})")
         if self.upcast:
             parts.append(f"{self.upcast} half-precision tensors upcast to float32")
-        return f"{self.path}: {', '.join(parts)}"
-
-
-def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Refuse NaN and infinity in any floating-point tensor.
-
-    Raises:
-        CheckpointError: naming the first such tensor, how many values and how many other tensors.
-    """
-    bad = []
-    for name, tensor in state_dict.items():
-        if tensor.layout is not torch.strided:
-            raise CheckpointError(f"holds a sparse tensor ({name}), which no model here uses")
-        if tensor.is_floating_point():
-            values = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite does not know float8
-            if count := int((~torch.isfinite(values)).sum()):
-                bad.append((name, count, tensor.numel()))
-    if bad:
-        name, count, total = bad[0]
-        others = f" and in {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-        raise CheckpointError(f"has NaN or infinity in {name} ({count:,} of {total:,} values){others}; not loaded")
+        return printable(f"{self.path}: {', '.join(parts)}")
 
 
 def load_checkpoint(
@@ -92,7 +74,8 @@ def load_checkpoint(
         What was loaded from where.
 
     Raises:
-        CheckpointError: the file cannot be read, does not fit or holds NaN or infinity. The model is then unchanged.
+        CheckpointError: the file cannot be read, does not fit, or holds NaN, infinity or whole numbers as weights. The
+            model is then unchanged.
     """
     inner = inner_model(model)
     try:
@@ -152,7 +135,7 @@ def _check_fit(
     """Names in ``converted`` that the model has no use for; raises where they, or others, are a misfit."""
     inner = inner_model(model)
     own = inner.state_dict()
-    missing = [name for name in own if name not in converted and not _matches(name, allow_missing)]
+    missing = [name for name in own if name not in converted and not _matches(name, (_BATCHES, *allow_missing))]
     unexpected = [name for name in converted if name not in own]
     refused = [name for name in unexpected if not _is_left_out(name, model)]
     reshaped = [
@@ -162,7 +145,19 @@ def _check_fit(
     ]
     if reshaped or (strict and (missing or refused)) or len(unexpected) == len(converted):
         raise CheckpointError(_misfit(inner, converted, found, missing, refused or unexpected, reshaped))
+    _check_types(converted, own)
     return unexpected
+
+
+def _check_types(converted: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Refuse whole numbers and truth values in place of weights, which ``load_state_dict`` would cast in silence."""
+    wrong = [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in converted.items()
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+    ]
+    if wrong:
+        raise CheckpointError(f"has {len(wrong)} tensors of another type than weights have ({_some(wrong, 2)})")
 
 
 def _is_left_out(name: str, model: nn.Module) -> bool:

@@ -17,9 +17,9 @@ from .download import fetch
 from .errors import CheckpointError
 from .files import replace_file
 from .layout import unwrap
-from .load import check_finite
 from .manifest import Entry
 from .reader import read_checkpoint
+from .values import check_finite
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 

@@ -9,9 +9,9 @@ from . import cache
 from .download import fetch
 from .errors import CheckpointError
 from .layout import unwrap
-from .load import check_finite
 from .manifest import find
 from .reader import read_checkpoint
+from .values import check_finite
 
 _BUNDLED = Path(__file__).parents[1] / "zoo" / "pretrained"
 

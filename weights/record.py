@@ -28,22 +28,24 @@ def recorded(path: Path) -> dict[str, Any]:
 def expected(path: Path) -> str:
     """``; as published it has 1,234 bytes, SHA-256 …`` for a message about a damaged file, or an empty string.
 
-    The record beside the file tells it, else the one row of the manifest whose file has this name.
+    The one row of the manifest whose file has this name tells it; else the record beside the file, which knows only
+    what came at the first download.
     """
-    record = recorded(path)
-    size, sha256 = record.get("size"), record.get("sha256")
-    if not (isinstance(size, int) and isinstance(sha256, str)):
-        rows = [
-            entry
-            for entry in manifest.entries()
-            if entry.file and path.name in (entry.file, f"{entry.id}-{entry.file}")
-        ]
-        if len(rows) != 1:
-            return ""
-        size, sha256 = rows[0].size, rows[0].sha256 or rows[0].sha256_prefix
-    known = [f"{size:,} bytes"] if size else []
-    known += [f"SHA-256 {sha256[:16]}"] if sha256 else []
-    return f"; as published it has {', '.join(known)}" if known else ""
+    name, size, sha256 = "as published it has", *_published(path)
+    if size is None and sha256 is None:
+        record = recorded(path)
+        name, size, sha256 = "when it first came it had", record.get("size"), record.get("sha256")
+    known = [f"{size:,} bytes"] if isinstance(size, int) else []
+    known += [f"SHA-256 {sha256[:16]}"] if isinstance(sha256, str) else []
+    return f"; {name} {', '.join(known)}" if known else ""
+
+
+def _published(path: Path) -> tuple[int | None, str | None]:
+    """Size and hash that the manifest has for a file of this name, as far as it has them."""
+    rows = [
+        entry for entry in manifest.entries() if entry.file and path.name in (entry.file, f"{entry.id}-{entry.file}")
+    ]
+    return (rows[0].size, rows[0].sha256 or rows[0].sha256_prefix) if len(rows) == 1 else (None, None)
 
 
 def keys_sha256(state_dict: Mapping[str, torch.Tensor]) -> str:

@@ -370,12 +370,9 @@ def test_a_read_only_cache_is_read_and_otherwise_named(server, entry, content, r
             raise PermissionError(13, "Permission denied", str(self))
         return real_open(self, mode, *args, **kwargs)
 
-    def no_temporary_file(dir, **kwargs):
-        raise PermissionError(13, "Permission denied", str(dir))
-
     if os.geteuid() == 0:
         monkeypatch.setattr(Path, "open", no_writing)
-        monkeypatch.setattr(tempfile, "NamedTemporaryFile", no_temporary_file)
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **options: no_writing(options["dir"] / "new", "w"))
         monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     assert fetch(entry, read_only) == read_only / FILE
     assert read_checkpoint(read_only / FILE)["weight"].shape == (60_000,)

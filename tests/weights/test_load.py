@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from attnzoo.weights import CheckpointError, LoadReport, best_match, load_checkpoint
-from attnzoo.weights.load import check_finite
+from attnzoo.weights.values import check_finite
 
 # nat_mini in everything but size, so that a test takes milliseconds.
 SMALL = {"embed_dim": 16, "num_heads": [1, 2, 4, 8], "depths": [1, 1, 2, 1], "num_classes": 7}
@@ -111,6 +111,65 @@ def test_float64_and_float8_are_looked_through_in_their_own_range():
     for dtype in (torch.float64, torch.float8_e5m2):
         with pytest.raises(CheckpointError, match=r"in x \(1 of 2 values\)"):
             check_finite({"x": torch.tensor([1.0, float("nan")]).to(dtype)})
+
+
+UNUSABLE = {
+    "complex64": lambda: torch.ones(64, dtype=torch.complex64),
+    "complex64 of NaN": lambda: torch.full((64,), complex("nan"), dtype=torch.complex64),
+    "float4_e2m1fn_x2": lambda: torch.zeros(64, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "bits8": lambda: torch.zeros(64, dtype=torch.uint8).view(torch.bits8),
+    "without values": lambda: torch.empty(64, device="meta"),
+    "1,000,000,000,000 values that repeats a few": lambda: torch.zeros(1).expand(10**6, 10**6),
+    "sparse": lambda: torch.ones(64).to_sparse(),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_tensors_that_no_model_takes_are_refused_by_kind(tmp_path, saved, kind):
+    _, state = saved
+    torch.save({**state, "norm.weight": UNUSABLE[kind]()}, tmp_path / "odd.pth")
+    message = refusal(vit(), tmp_path / "odd.pth")
+    assert kind.removesuffix(" of NaN") in message
+    assert message.endswith(" (norm.weight), which no model here uses")
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "uint16"])
+def test_whole_numbers_are_no_weights(tmp_path, saved, dtype):
+    _, state = saved
+    state["norm.weight"] = state["norm.weight"].to(getattr(torch, dtype))
+    torch.save(state, tmp_path / "whole.pth")
+    message = refusal(vit(), tmp_path / "whole.pth")
+    assert message.endswith(f"has 1 tensors of another type than weights have (norm.weight is {dtype})")
+
+
+def test_a_small_buffer_that_repeats_its_memory_is_one_like_others(tmp_path, saved):
+    _, state = saved
+    state["norm.weight"] = torch.full((1,), 2.0).expand(64)
+    torch.save(state, tmp_path / "repeated.pth")
+    model = vit()
+    load_checkpoint(model, tmp_path / "repeated.pth")
+    assert torch.equal(model.norm.weight, torch.full((64,), 2.0))
+
+
+def test_names_from_a_file_cannot_steer_a_terminal(tmp_path, saved):
+    _, state = saved
+    torch.save({**state, "a\nb\x1b[31m\udcff": torch.zeros(1)}, tmp_path / "steering.pth")
+    assert "(a b\\x1b[31m\\udcff)" in refusal(vit(), tmp_path / "steering.pth")
+    report = str(load_checkpoint(vit(), tmp_path / "steering.pth", strict=False))
+    assert "1 not used (a\\nb\\x1b[31m\\udcff)" in report
+
+
+def test_batch_norms_counters_may_be_missing(tmp_path):
+    model = timm.create_model("van_b0")
+    state = {name: tensor for name, tensor in model.state_dict().items() if "num_batches_tracked" not in name}
+    assert len(state) < len(model.state_dict())
+    torch.save(state, tmp_path / "van.pth")
+    report = load_checkpoint(timm.create_model("van_b0"), tmp_path / "van.pth")
+    assert (report.loaded, report.missing) == (len(state), ())
+    state.popitem()
+    torch.save(state, tmp_path / "van.pth")
+    assert f"1 of {len(model.state_dict())} are missing" in refusal(model, tmp_path / "van.pth")
 
 
 def test_large_finite_values_are_no_infinity(tmp_path, saved):

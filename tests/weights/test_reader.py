@@ -8,6 +8,7 @@ import pickle
 import sys
 import tarfile
 import types
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from attnzoo.weights import CheckpointError, read_checkpoint
-from attnzoo.weights.reader import sniff
+from attnzoo.weights.kinds import sniff
 
 STATE = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.ones(20)}
 
@@ -59,6 +60,43 @@ def test_a_file_cut_short_is_said_to_be_so(tmp_path, kind, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: max(12, int(len(whole) * share))])
     refused(path, "cut short or damaged" if path.stat().st_size > 300 or kind != "safetensors" else "cut short")
+
+
+def test_a_flipped_bit_is_found_by_the_check_sums(tmp_path):
+    path = tmp_path / "flipped.pth"
+    torch.save(STATE, path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(STATE["a.weight"].numpy().tobytes()) + 1234] ^= 1
+    path.write_bytes(whole)
+    refused(path, "is damaged (flipped/data/0 differs from its check sum; ")
+
+
+def test_a_file_without_check_sums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "plain.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(read_checkpoint(tmp_path / "plain.pth")["a.weight"], STATE["a.weight"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_torchscript_program_is_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "script.pth")
+    refused(tmp_path / "script.pth", "is a TorchScript program", "state_dict()")
+
+
+@pytest.mark.filterwarnings("error")
+def test_torchs_warnings_stay_out_of_the_way(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"a": torch.eye(3).to_sparse_csr(), "b": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
+    (tmp_path / "four.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    assert read_checkpoint(tmp_path / "sparse.pth").keys() == {"a", "b"}
+    refused(tmp_path / "four.pth")
 
 
 def test_damaged_bytes_inside_never_raise_anything_else(tmp_path):
@@ -103,11 +141,17 @@ def _tar() -> bytes:
 OTHERS = {
     "login page": (b"\n <!DOCTYPE html><html><body>Sign in</body></html>", "HTML page"),
     "bare html": (b"<HTML><head></head></HTML>", "HTML page"),
+    "html after a byte-order mark": (b"\xef\xbb\xbf<!DOCTYPE html><html>Sign in</html>", "HTML page, not a checkpoint"),
+    "xhtml": (b'<?xml version="1.0"?>\n<!DOCTYPE html><html>', "HTML page, not a checkpoint: the link needs a login"),
+    "a store's error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML page, not a checkpoint"),
+    "half a page": (b"<title>Virus scan warning</title>", "HTML page"),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs pointer"),
     "gzip": (gzip.compress(b"weights"), "gzip"),
     "tar": (_tar(), "tar archive"),
     "npz": (_npz(), "torch.save did not write"),
     "npy": (b"\x93NUMPY\x01\x00", "NumPy"),
+    "pickle 0": (pickle.dumps({"a": 1}, protocol=0), "is a pickle that torch.save did not write"),
+    "pickle 1": (pickle.dumps({"a": 1, "b": 2}, protocol=1), "is a pickle that torch.save did not write"),
     "text": (b"404: Not Found", "no checkpoint"),
     "one byte": (b"x", "no checkpoint"),
     "a header of 10^18 bytes": ((10**18).to_bytes(8, "little") + b"{}", "no checkpoint"),

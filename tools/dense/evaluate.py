@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...weights.cache import file_sha256
-from ...weights.reader import sniff
+from ...weights.kinds import sniff
 from ..cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from ..signals import sigterm_raises
 from .config import find_config, load_config

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ...weights import CheckpointError, convert_checkpoint, read_checkpoint, unwrap
-from ...weights.load import check_finite
+from ...weights.values import check_finite
 from ...zoo.dense import Backbone
 
 _PREFIX = "backbone."
