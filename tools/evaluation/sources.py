@@ -193,7 +193,8 @@ def _wrap(dataset: Any, where: str) -> Source:
 
 
 def _digest(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    # Bytes of a name that are no UTF-8 come as lone surrogates.
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @contextmanager
