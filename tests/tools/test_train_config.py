@@ -135,7 +135,7 @@ def test_help_lists_every_key_with_its_default(capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.name=test_vitt", "no model 'test_vitt'; did you mean test_vit"),
+        ("model.name=test_vitt", "model.name: no model is named test_vitt; did you mean test_vit"),
         ("model.kwargs.depht=3", "model.kwargs: test_vit cannot be built"),
         ("optimizer.opt=adamww", "no optimizer 'adamww'; did you mean adamw"),
         ("data.source=no/such/folder", "data.source: 'no/such/folder' is neither digits, nor a file or folder"),
