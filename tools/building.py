@@ -27,7 +27,9 @@ def check_name(name: str) -> None:
     """Raises UserError, naming the nearest, unless timm knows the model and its tag."""
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        raise UserError(f"no model is named {name}{did_you_mean(base, timm.list_models()) or '; see attnzoo list'}")
+        raise UserError(
+            f"no model is named {name or repr(name)}{did_you_mean(base, timm.list_models()) or '; see attnzoo list'}"
+        )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         hint = did_you_mean(tag, tags) or (f"; it has {', '.join(tags[:5])}" if tags else "; it has none")
