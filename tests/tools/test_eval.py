@@ -239,7 +239,9 @@ def test_bad_options_give_one_line(tmp_path, capsys, words, expected):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "0"], ["--workers", "-1"], ["--crop-pct", "2"], ["--limit", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--batch-size", "0"], ["--workers", "-1"], ["--workers", "257"], ["--crop-pct", "2"], ["--limit", "x"]]
+)
 def test_bad_numbers_are_refused_when_parsed(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as error:
         main(arguments(tmp_path, *words))
