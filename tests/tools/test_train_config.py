@@ -11,6 +11,7 @@ from training_runs import write_recipe
 from attnzoo.tools import main
 from attnzoo.tools.cli import UserError
 from attnzoo.tools.training.config import RECIPES, as_tree, differing_keys, load_recipe
+from attnzoo.tools.training.log import Log
 from attnzoo.tools.training.run import prepare_output
 
 BUNDLED = sorted(path.stem for path in RECIPES.glob("[!_]*.yaml"))
@@ -193,6 +194,12 @@ def test_a_file_in_a_folders_place_is_refused_before_the_work(tmp_path, capsys, 
     (tmp_path / "o" / name).touch()
     assert main.main(["train", str(write_recipe(tmp_path)), "--cpu", "--output", str(tmp_path / "o")]) == 2
     assert f"{tmp_path / 'o' / name} is a file, where the run has a folder" in capsys.readouterr().err
+
+
+def test_events_that_cannot_be_written_are_one_line(tmp_path):
+    (tmp_path / "tensorboard").symlink_to(tmp_path / "nowhere" / "below")
+    with pytest.raises(UserError, match="cannot write in "):
+        Log(tmp_path, main=True, tensorboard=True, first_epoch=1, updates=0)
 
 
 def test_overwrite_removes_whatever_lies_in_the_runs_places(tmp_path):
