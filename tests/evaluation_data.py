@@ -29,6 +29,10 @@ class Probe(nn.Module):
 
     def __init__(self, num_classes=CLASSES, no_memory_above=0, nan_class=-1, only_size=0, in_chans=3, **kwargs):
         super().__init__()
+        if not in_chans:
+            raise ValueError("no channels")
+        if "a" in kwargs:
+            raise TypeError("a is not known")
         self.num_classes, self.no_memory_above = num_classes, no_memory_above
         self.nan_class, self.only_size = nan_class, only_size
         self.levels = nn.Parameter(torch.linspace(0, 1, num_classes))

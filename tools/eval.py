@@ -17,6 +17,8 @@ from .cli import UserError
 from .evaluation.results import ResultsFile
 from .evaluation.session import Session
 
+# As in a recipe of attnzoo train.
+_MOST_WORKERS = 256
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -76,7 +78,7 @@ def _add_run_arguments(group: Any) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     group.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images in a batch")
     group.add_argument(
-        "--workers", type=_count, default=min(4, os.cpu_count() or 1), metavar="N", help="loader processes"
+        "--workers", type=_workers, default=min(4, os.cpu_count() or 1), metavar="N", help="loader processes"
     )
     group.add_argument("--threads", type=_positive, metavar="N", help="PyTorch's CPU threads (PyTorch's choice)")
     group.add_argument("--seed", type=_count, default=0, metavar="N", help="of --limit and of random weights")
@@ -104,6 +106,13 @@ def _count(text: str) -> int:
     return _number(text, 0, int, "a whole number of at least 0")
 
 
+def _workers(text: str) -> int:
+    value = _count(text)
+    if value > _MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST_WORKERS}")
+    return value
+
+
 def _fraction(text: str) -> float:
     value = _number(text, 1e-3, float, "a share of 0.001 to 1")
     if value > 1:
@@ -117,7 +126,7 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two for brackets in brackets
         return name, value
 
 
@@ -130,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if not args.data:
+        raise UserError("--data is empty; give a folder, a .tar, digits, hfds/NAME, tfds/NAME or torch/NAME")
     if args.img_size and len(args.img_size) > 2:
         raise UserError(f"--img-size takes one or two numbers, not {len(args.img_size)}")
     for value in args.mean or ():

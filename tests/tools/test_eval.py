@@ -217,6 +217,18 @@ def test_nan_weights_are_refused(tmp_path, capsys):
         (["--model-kwargs", "only_size=12"], "does not take 16x16 images: side 16 is not 12"),
         (["--model-kwargs", "in_chans=4"], "1 or 3 channels"),
         (["--device", "warp"], "device warp cannot be used"),
+        (["--model-kwargs", "in_chans=0"], "test_probe does not take {'in_chans': 0}: no channels"),
+        (["--num-classes", "99999999999999"], "test_probe does not take {'num_classes': 99999999999999}: "),
+        (["--num-classes", "9" * 30], "test_probe does not take {'num_classes': "),
+        (["--model-kwargs", "a=" + "(" * 3000], "does not take {'a': '(((("),
+        (["--model-kwargs", "num_classes=5"], "--model-kwargs takes arguments of the model, and num_classes is none"),
+        (["--model-kwargs", "checkpoint_path=/etc/passwd"], "and checkpoint_path is none; use --checkpoint FILE"),
+        (["--model-kwargs", "pretrained=True"], "and pretrained is none"),
+        (["--model-kwargs", "pretrained_cfg=1"], "and pretrained_cfg is none"),
+        (["--model-kwargs", "pretrained_cfg_overlay={'file':'x'}"], "and pretrained_cfg_overlay is none"),
+        (["--model-kwargs", "pretrained_strict=False"], "and pretrained_strict is none"),
+        (["--model-kwargs", "features_only=True"], "and features_only is none"),
+        (["--model-kwargs", "cache_dir=5"], "and cache_dir is none"),
     ],
 )
 def test_bad_options_give_one_line(tmp_path, capsys, words, expected):
@@ -227,7 +239,9 @@ def test_bad_options_give_one_line(tmp_path, capsys, words, expected):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "0"], ["--workers", "-1"], ["--crop-pct", "2"], ["--limit", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--batch-size", "0"], ["--workers", "-1"], ["--workers", "257"], ["--crop-pct", "2"], ["--limit", "x"]]
+)
 def test_bad_numbers_are_refused_when_parsed(tmp_path, capsys, words):
     with pytest.raises(SystemExit) as error:
         main(arguments(tmp_path, *words))

@@ -247,7 +247,7 @@ def test_named_data_set_with_classes_of_its_own(tmp_path, capsys, monkeypatch, c
 
 
 def test_digits(tmp_path):
-    words = ["--data", "digits", "--model-kwargs", "num_classes=10", "--limit", "50"]
+    words = ["--data", "digits", "--num-classes", "10", "--limit", "50"]
     status, results = evaluate(tmp_path, "digits", *words)
     assert status == 0
     assert results["counts"]["evaluated"] == 50

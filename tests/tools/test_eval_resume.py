@@ -147,7 +147,7 @@ def test_resuming_what_is_done_evaluates_nothing(data, tmp_path, uninterrupted, 
     assert "of 28 images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "short", "other"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "short", "text", "another run's", "other samples", "other"])
 def test_damaged_samples_are_refused(data, tmp_path, capsys, damage):
     file = tmp_path / "results.json"
     at(3, signal.SIGINT)
@@ -158,7 +158,15 @@ def test_damaged_samples_are_refused(data, tmp_path, capsys, damage):
     elif damage == "cut":
         samples.write_bytes(samples.read_bytes()[:300])
     elif damage == "short":
-        np.savez(samples, **{name: array[:3] for name, array in np.load(samples).items()})
+        np.savez(samples, **{name: array[:3] if array.ndim else array for name, array in np.load(samples).items()})
+    elif damage == "text":
+        samples.write_text("text")
+    elif damage == "another run's":
+        evaluate(data, tmp_path / "b.json", "--img-size", 24)
+        samples.write_bytes((tmp_path / "b.json.samples.npz").read_bytes())
+    elif damage == "other samples":
+        arrays = dict(np.load(samples))
+        np.savez(samples, **{**arrays, "index": arrays["index"] + 1})
     else:
         file.write_text("{}")
     capsys.readouterr()

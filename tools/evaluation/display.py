@@ -1,5 +1,6 @@
 """What the user sees: a progress bar on a terminal, a line now and then elsewhere, and the result."""
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -12,7 +13,7 @@ from .loop import State
 
 
 class Display:
-    """Progress on stderr; stdout is for the result."""
+    """Progress on stderr; stdout is for the result. Where stderr is full or gone, nothing is shown."""
 
     def __init__(self, total: int, state: State) -> None:
         self.total = total
@@ -36,12 +37,14 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self._bar is not None:
-            self._bar.start()
+            with contextlib.suppress(OSError):
+                self._bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     @property
     def seconds(self) -> float:
@@ -61,21 +64,34 @@ class Display:
             self._bar.update(self._task, completed=state.position, scores=scores)
         elif 10 * state.position // self.total > self._tenth:
             self._tenth = 10 * state.position // self.total
-            print(f"{state.position:,}/{self.total:,}  {scores}", file=sys.stderr, flush=True)
+            _print_error(f"{state.position:,}/{self.total:,}  {scores}")
 
     def say(self, message: str) -> None:
-        console = self._bar.console if self._bar is not None else None
-        if console is not None:
-            console.print(f"attnzoo eval: {message}", markup=False, highlight=False, soft_wrap=True)
+        line = f"attnzoo eval: {printable(message)}"
+        if self._bar is None:
+            _print_error(line)
         else:
-            print(f"attnzoo eval: {message}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_error(line: str) -> None:
+    # Without a standard error, print() would take standard output in its place.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with what names of files may have spelt out: line breaks, escape sequences, bytes that are no UTF-8."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def print_result(results: dict[str, Any]) -> None:
     """The figures, their denominator, and everything that went into neither."""
     counts = results["counts"]
     partial = f", partial: {counts['seen']:,} of {counts['total']:,}" if results["status"] == "partial" else ""
-    print(f"{results['model']} on {results['data']['where']} ({results['data']['split']}{partial})")
+    print(printable(f"{results['model']} on {results['data']['where']} ({results['data']['split']}{partial})"))
     if results["top1"] is None:
         print("no image was evaluated")
     else:
@@ -84,11 +100,11 @@ def print_result(results: dict[str, Any]) -> None:
         print(f"top-1 {top1:.3f} %   top-5 {top5:.3f} %   loss {loss}   of {counts['evaluated']:,} images")
     _print_published(results["published"])
     if "report" in results["weights"]:
-        print(f"weights: {results['weights']['report']}")
+        print(printable(f"weights: {results['weights']['report']}"))
     if counts["excluded"]:
         print(f"{counts['excluded']:,} unreadable images left out of these figures:")
         for item in results["excluded"][:10]:
-            print(f"  {item['file']}: {item['reason']}")
+            print(printable(f"  {item['file']}: {item['reason']}"))
         if counts["excluded"] > 10:
             print(f"  and {counts['excluded'] - 10:,} more")
     if counts["non_finite"]:

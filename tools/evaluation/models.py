@@ -1,7 +1,6 @@
 """Gets the model that is to be evaluated: with trained weights or not at all, unless random ones are asked for."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from ..cli import UserError, did_you_mean
+from ..building import BuildError, build, check_arguments, check_name
+from ..cli import UserError
+
+_INSTEAD = {"checkpoint_path": "--checkpoint FILE", "num_classes": "--num-classes N"}
 
 
 @dataclass
@@ -22,17 +24,6 @@ class Subject:
     """With its tag, as in ``dinat_nano.digits``."""
     weights: dict[str, Any]
     weights_sha256: str
-
-
-def check_name(name: str) -> None:
-    """Raises UserError, naming the nearest, unless timm knows the model and its tag."""
-    base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        raise UserError(f"no model is named {name}{did_you_mean(base, timm.list_models()) or '; see attnzoo list'}")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in tags:
-        hint = did_you_mean(tag, tags) or (f"; it has {', '.join(tags[:5])}" if tags else "; it has none")
-        raise UserError(f"{base} has no weights with the tag {tag}{hint}")
 
 
 def load_subject(
@@ -54,6 +45,7 @@ def load_subject(
     """
     check_name(name)
     kwargs = dict(model_kwargs or {})
+    check_arguments(kwargs, "--model-kwargs", _INSTEAD)
     pretrained = not (checkpoint or random_weights)
     if pretrained:
         _require_weights(name, num_classes)
@@ -86,19 +78,21 @@ def _require_weights(name: str, num_classes: int | None) -> None:
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    logging.getLogger("timm").setLevel(logging.ERROR)
     try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except TypeError as error:
-        if kwargs:
-            raise UserError(f"{name} does not take {kwargs}: {error}") from None
-        raise
+        return build(name, pretrained, kwargs)
+    except BuildError as error:
+        # What reads and loads a state dict raises RuntimeError; before that, the arguments were no good.
+        if pretrained and type(error.__cause__) is RuntimeError:
+            raise _no_weights(name, error) from None
+        raise UserError(f"{name} does not take {kwargs}: {error}") from None
     except (OSError, RuntimeError, AssertionError) as error:
         if pretrained:
-            raise UserError(
-                f"cannot load the weights of {name}: {error}; --checkpoint FILE takes a local one"
-            ) from None
+            raise _no_weights(name, error) from None
         raise
+
+
+def _no_weights(name: str, error: Exception) -> UserError:
+    return UserError(f"cannot load the weights of {name}: {error}; --checkpoint FILE takes a local one")
 
 
 def _load_file(model: nn.Module, checkpoint: str, key: str | None, allow_missing: Sequence[str]) -> dict[str, Any]:

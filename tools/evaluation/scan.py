@@ -10,6 +10,7 @@ from timm.utils.misc import natural_key
 from ..cli import UserError
 from .images import EXTENSIONS
 
+_COMPRESSED = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
 _SPLITS = ("val", "valid", "validation", "eval", "evaluation")
 
 
@@ -30,10 +31,17 @@ class Listing:
 
 
 def split_folder(root: Path, split: str) -> Path:
-    """``root/split``, or one of its synonyms for a validation split, or ``root`` itself."""
+    """``root/split``, or one of its synonyms for a validation split, or ``root`` itself.
+
+    Raises:
+        UserError: ``root`` cannot be searched, or the name is too long for one.
+    """
     for name in (split, *(_SPLITS if split in _SPLITS else ())):
-        if (root / name).is_dir():
-            return root / name
+        try:
+            if (root / name).is_dir():
+                return root / name
+        except OSError as error:
+            raise UserError(f"cannot look for the split {name} in {root}: {error.strerror}") from None
     return root
 
 
@@ -46,12 +54,12 @@ def scan_folder(root: Path) -> Listing:
     listing = Listing()
     visited = set()
     folders: set[str] = set()
-    level = [(root, "")]
+    level = [(root, "", False)]
     while level:
         below = []
         # Real folders first: a link that leads to one of them is then the one that is left out.
-        for folder, relative in sorted(level, key=lambda item: (item[0].is_symlink(), item[1])):
-            stat = folder.stat()
+        for folder, relative, _ in sorted(level, key=lambda item: (item[2], item[1])):
+            stat = _stat(folder)
             if (stat.st_dev, stat.st_ino) in visited:
                 listing.skip("folder reached twice by a link", relative)
                 continue
@@ -62,7 +70,8 @@ def scan_folder(root: Path) -> Listing:
     return _finish(listing, folders, str(root))
 
 
-def _scan_one(folder: Path, relative: str, listing: Listing) -> list[tuple[Path, str]]:
+def _scan_one(folder: Path, relative: str, listing: Listing) -> list[tuple[Path, str, bool]]:
+    """Lists one folder; gives those in it, as path, relative path and whether it is a link."""
     below = []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -73,13 +82,20 @@ def _scan_one(folder: Path, relative: str, listing: Listing) -> list[tuple[Path,
         if entry.name.startswith("."):
             listing.skip("hidden", path)
         elif _is_dir(entry):
-            below.append((Path(entry.path), path))
+            below.append((Path(entry.path), path, entry.is_symlink()))
         # A dangling link to an image is an image that cannot be read: counted when it is.
         elif entry.is_symlink() or entry.is_file():
             _add_file(listing, path)
         else:
             listing.skip("not a regular file", path)
     return below
+
+
+def _stat(folder: Path) -> os.stat_result:
+    try:
+        return folder.stat()
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
 
 
 def _is_dir(entry: os.DirEntry) -> bool:
@@ -93,16 +109,27 @@ def scan_tar(path: Path) -> Listing:
     """Lists a tar, and the tars in it, without unpacking anything.
 
     Raises:
-        UserError: Not a tar, a damaged one, no images, or one class name in two branches.
+        UserError: Not a tar, a compressed or damaged one, no images, or one class name in two branches.
     """
     listing = Listing()
     folders: set[str] = set()
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:
             _scan_members(archive, "", listing, folders)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"cannot read the tar {path}: {error}") from None
+        raise UserError(f"cannot read the tar {path}: {error}{_compression(path)}") from None
     return _finish(listing, folders, str(path))
+
+
+def _compression(path: Path) -> str:
+    """What to do about a compressed tar, which could only be read from its beginning for each image."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(6)
+    except OSError:
+        return ""
+    known = next((name for name, magic in _COMPRESSED.items() if head.startswith(magic)), None)
+    return f"; it is compressed by {known}: unpack that first" if known else ""
 
 
 def _scan_members(archive: tarfile.TarFile, prefix: str, listing: Listing, folders: set[str]) -> None:
@@ -113,7 +140,7 @@ def _scan_members(archive: tarfile.TarFile, prefix: str, listing: Listing, folde
         elif not member.isfile():
             listing.skip("not a regular file", name)
         elif name.lower().endswith(".tar"):
-            with tarfile.open(fileobj=archive.extractfile(member)) as child:
+            with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as child:
                 _scan_members(child, name[: -len(".tar")], listing, folders)
         else:
             folders.add(str(PurePosixPath(name).parent))
@@ -141,6 +168,11 @@ def _finish(listing: Listing, folders: set[str], where: str) -> Listing:
     # A folder without images is a class when it is a leaf; otherwise it only groups classes.
     groups = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
     leaves = {folder for folder in folders if folder not in groups and folder not in ("", ".")}
+    for folder in sorted(leaves - homes):
+        # Below images it is none: 3/x.jpg/ and 3/thumbs/ are of the class 3.
+        if any(str(parent) in homes for parent in PurePosixPath(folder).parents):
+            leaves.remove(folder)
+            listing.skip("folder without images in a class folder", folder)
     by_label: dict[str, list[str]] = {}
     for folder in sorted(homes | leaves):
         by_label.setdefault(PurePosixPath(folder).name, []).append(folder)

@@ -2,6 +2,8 @@
 
 import io
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,29 +71,35 @@ class Scores:
             "non_finite_indices": arrays["index"][~finite][:100].tolist(),
         }
 
-    def to_bytes(self) -> bytes:
-        """An .npz file of the arrays."""
+    def to_bytes(self, run_id: str) -> bytes:
+        """An .npz file of the arrays, and of the run that they are of."""
         buffer = io.BytesIO()
-        np.savez(buffer, **self.arrays())
+        np.savez(buffer, **self.arrays(), run_id=np.asarray(run_id))
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, path: Path, count: int) -> "Scores":
-        """Reads the first ``count`` samples of an .npz file; the file may be ahead of the results beside it.
+    def load(cls, path: Path, run_id: str, indices: Sequence[int]) -> "Scores":
+        """Reads the scores of the samples ``indices``; the file may be ahead of the results beside it.
 
         Raises:
-            UserError: Missing, damaged, or fewer samples than ``count``.
+            UserError: Missing, damaged, of another run, or not of these samples.
         """
-        scores = cls()
+        scores, count = cls(), len(indices)
         try:
             with np.load(path, allow_pickle=False) as file:
+                written_by = str(file["run_id"])
                 columns = [file[name][:count] for name in _FIELDS]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # A text file is read as one array, which has no "with"; a single number has no beginning.
+        except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"cannot resume: {path} is missing or damaged ({error}); --overwrite starts again"
             ) from None
-        if any(len(column) != count for column in columns):
+        if written_by != run_id:
+            raise UserError(f"cannot resume: {path} is of another run, {written_by}; --overwrite starts again")
+        if any(column.shape != (count,) for column in columns):
             raise UserError(f"cannot resume: {path} holds fewer than {count} samples; --overwrite starts again")
+        if columns[0].tolist() != list(indices):
+            raise UserError(f"cannot resume: {path} is of other samples than the results; --overwrite starts again")
         if count:
             scores._append(*columns)
         return scores

@@ -27,7 +27,7 @@ class Session:
     Args:
         args: Of ``attnzoo eval``.
         file: Where the results go, checked already; None to print them only.
-        previous: What the file holds, if that is to be resumed.
+        previous: What the file holds, if that is to be resumed; for a table, that is looked for here.
         command: The call, for the results.
     """
 
@@ -46,10 +46,13 @@ class Session:
         self.order = sample_order(self.source, args.limit, args.seed)
         self.identity = report.identity(self.subject, self.source, self.config, self._settings())
         self.run_info = {"command": command, "started": report.now(), "sessions": 1, "seconds": 0.0}
+        self.run_id = report.run_id(self.identity)
+        if file and file.is_csv:
+            self.previous = file.partial_row(self.run_id, args.resume, args.overwrite)
         self.state = State(args.batch_size, args.workers)
 
     def run(self) -> int:
-        """Evaluates, prints, then writes.
+        """Evaluates, prints, then writes: a full disk costs no figures.
 
         Returns:
             The exit status.
@@ -60,13 +63,15 @@ class Session:
                 print_result(self.previous)
                 return self._exit_status("complete", self.previous["counts"])
             self._restore(self.previous)
-        elif self.args.resume and (counts := self.file.finished_counts(report.run_id(self.identity))):
+        elif self.args.resume and (counts := self.file.finished_counts(self.run_id)):
             print(f"{self.file.path} has this run already")
             return self._exit_status("complete", counts)
         results = self._evaluate()
-        print_result(results)
-        if self.file:
-            self.file.write(results, self.state.scores.to_bytes())
+        try:
+            print_result(results)
+        finally:  # where standard output is full or gone, too
+            if self.file:
+                self.write(results)
         return self._exit_status(results["status"], results["counts"])
 
     def _load(self) -> Subject:
@@ -118,7 +123,9 @@ class Session:
 
     def _restore(self, previous: dict[str, Any]) -> None:
         report.restore(previous, self.state)
-        self.state.scores = Scores.load(self.file.samples_path, previous["counts"]["evaluated"])
+        left_out = {item["index"] for item in self.state.excluded}
+        indices = [index for index in self.order[: self.state.position] if index not in left_out]
+        self.state.scores = Scores.load(self.file.samples_path(self.run_id), self.run_id, indices)
         self.run_info = {**previous["run"], "sessions": previous["run"]["sessions"] + 1}
 
     def _evaluate(self) -> dict[str, Any]:
@@ -169,6 +176,14 @@ class Session:
         data = {"where": self.args.data, "split": self.args.split}
         return report.compose(status, self.subject, self.source, len(self.order), self.state, self.identity, data, run)
 
+    def write(self, results: dict[str, Any]) -> None:
+        """Writes results and scores to the results file.
+
+        Raises:
+            UserError: The disk is full or the folder has gone.
+        """
+        self.file.write(results, self.state.scores.to_bytes(self.run_id))
+
     def _exit_status(self, status: str, counts: dict[str, int]) -> int:
         if status == "partial":
             return EXIT_INTERRUPTED
@@ -192,7 +207,7 @@ class _Saver:
         if not due or self.session.state.position >= len(self.session.order):
             return
         try:
-            self.session.file.write(self.session.compose("partial", self.display), self.session.state.scores.to_bytes())
+            self.session.write(self.session.compose("partial", self.display))
         except UserError as error:
             # The evaluation is worth more than its partial results; the end will print the figures in any case.
             if not self.failed:

@@ -87,7 +87,7 @@ def open_source(
     if where == "digits":
         return _digits(split, num_classes)
     prefix = where.partition("/")[0].lower()
-    path = Path(where).expanduser()
+    path = _path(where)
     if path.is_dir():
         return _folder(split_folder(path, split), num_classes, chosen, class_map or "", subset)
     if path.is_file() and path.suffix == ".tar":
@@ -97,10 +97,27 @@ def open_source(
             raise UserError(f"--class-map is for folders and tars; {where} numbers its classes itself")
         return _named(where, prefix, split, num_classes, subset, data_dir, mode)
     kind = "is neither a folder nor a .tar file" if path.exists() else "does not exist"
-    near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
     raise UserError(
-        f"data {where} {kind}{near or '; give a folder, a .tar, digits, hfds/NAME, tfds/NAME or torch/NAME'}"
+        f"data {where} {kind}{_near(path) or '; give a folder, a .tar, digits, hfds/NAME, tfds/NAME or torch/NAME'}"
     )
+
+
+def _path(where: str) -> Path:
+    try:
+        path = Path(where).expanduser()
+        path.exists()
+    except RuntimeError as error:  # ~NAME of nobody
+        raise UserError(f"data {where} does not exist: {error}") from None
+    except OSError as error:
+        raise UserError(f"data {where} cannot be read: {error.strerror}") from None
+    return path
+
+
+def _near(path: Path) -> str:
+    try:
+        return did_you_mean(path.name, [item.name for item in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def _digits(split: str, num_classes: int) -> Source:
@@ -193,7 +210,8 @@ def _wrap(dataset: Any, where: str) -> Source:
 
 
 def _digest(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    # Bytes of a name that are no UTF-8 come as lone surrogates.
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @contextmanager

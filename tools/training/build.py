@@ -3,16 +3,18 @@
 import difflib
 from typing import Any
 
-import timm
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ..cli import UserError, did_you_mean
+from ..building import BuildError, build, check_arguments, check_name
+from ..cli import UserError
 from . import schema
 from .seeding import WEIGHTS, seed_all
+
+_INSTEAD = {"num_classes": "model.num_classes", "pretrained": "model.pretrained"}
 
 
 def build_model(config: schema.Model, seed: int) -> nn.Module:
@@ -21,16 +23,21 @@ def build_model(config: schema.Model, seed: int) -> nn.Module:
     Raises:
         UserError: no such model, or arguments it does not take.
     """
-    if not timm.is_model(config.name.partition(".")[0]):
-        raise UserError(f"model.name: no model {config.name!r}{did_you_mean(config.name, timm.list_models())}")
+    try:
+        check_name(config.name)
+    except UserError as error:
+        raise UserError(f"model.name: {error}") from None
+    check_arguments(config.kwargs, "model.kwargs", _INSTEAD)
     kwargs: dict[str, Any] = {"num_classes": config.num_classes, "drop_rate": config.drop_rate, **config.kwargs}
     if config.drop_path_rate is not None:
         kwargs["drop_path_rate"] = config.drop_path_rate
     seed_all(WEIGHTS, seed)
     try:
-        return timm.create_model(config.name, pretrained=config.pretrained, **kwargs)
-    except (TypeError, AssertionError) as error:
+        return build(config.name, config.pretrained, kwargs)
+    except BuildError as error:
         raise UserError(f"model.kwargs: {config.name} cannot be built: {error}") from error
+    except OSError as error:
+        raise UserError(f"model.pretrained: cannot load the weights of {config.name}: {error}") from error
 
 
 def build_optimizer(config: schema.Optimizer, model: nn.Module, global_batch: int) -> torch.optim.Optimizer:

@@ -15,7 +15,10 @@ from .schema import Recipe
 RECIPES = Path(__file__).parents[2] / "configs" / "classification"
 
 # YAML also raises ValueError, for a date such as 2026-99-99, and runs out of stack in deep nesting.
-_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+# Far beyond any recipe; by aliases a few lines of YAML can be endless, or longer than memory.
+_DEPTH, _VALUES = 50, 100_000
 
 # What may differ between a run and its resumption: nothing that changes the weights.
 FREE_KEYS = ("data.workers", "checkpoint.every_epochs", "checkpoint.every_updates", "checkpoint.keep", "tensorboard")
@@ -68,7 +71,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping) and value:
             out |= flat(value, f"{prefix}{name}.")
         else:
-            out[prefix + name] = value
+            out[f"{prefix}{name}"] = value
     return out
 
 
@@ -92,12 +95,31 @@ def describe_keys(cls: type = Recipe, prefix: str = "") -> Iterator[str]:
         yield f"  {prefix + field.name:28} {field.metadata['doc']} ({shown})"
 
 
+def parse_yaml(text: str) -> Any:
+    """What ``yaml.safe_load`` gives, of an extent that can be walked.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: ``NO_YAML``.
+    """
+    tree = yaml.safe_load(text)
+    level, count = [tree], 0
+    for _ in range(_DEPTH):
+        level = [value for value in level if isinstance(value, (dict, list, tuple, set))]
+        if not level:
+            return tree
+        count += sum(map(len, level))
+        if count > _VALUES:
+            break
+        level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+    raise yaml.YAMLError(f"nested more than {_DEPTH} deep, or of more than {_VALUES} values, with its aliases")
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}") from error
-    except _NO_YAML as error:
+    except NO_YAML as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no keys; a recipe needs at least model.name and data.source")
@@ -109,10 +131,13 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not name.strip():
         raise UserError(f"--set {text!r}: write it as key=value, as optimizer.lr=0.001")
     try:
-        tree: Any = yaml.safe_load(value)
-    except _NO_YAML as error:
+        tree = parse_yaml(value)
+    except NO_YAML as error:
         raise UserError(f"--set {text!r}: the value is not YAML") from error
-    for part in reversed(name.strip().split(".")):
+    parts = name.strip().split(".")
+    if len(parts) > _DEPTH:
+        raise UserError(f"--set {text[:50]!r}…: no key has {len(parts)} parts")
+    for part in reversed(parts):
         tree = {part: tree}
     return tree
 
@@ -203,6 +228,10 @@ def _check_across_keys(recipe: Recipe, source: str) -> None:
         low, high = getattr(recipe.data, name)
         if low > high:
             raise UserError(f"{source}: data.{name} is [{low:g}, {high:g}]; the smaller number comes first")
+    for name in ("mean", "std"):
+        values = getattr(recipe.data, name)
+        if values is not None and len(values) not in (1, 3):
+            raise UserError(f"{source}: data.{name} has {len(values)} numbers; 1 or 3 are needed, one per channel")
     if (recipe.data.mixup or recipe.data.cutmix) and recipe.batch_size % 2:
         raise UserError(f"{source}: batch_size is {recipe.batch_size}; Mixup and CutMix need an even one")
     if recipe.scheduler.warmup_epochs >= recipe.epochs:

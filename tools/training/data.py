@@ -104,17 +104,26 @@ def build_datasets(data: schema.Data, model: nn.Module, num_classes: int) -> tup
 
 
 def build_transforms(data: schema.Data, model: nn.Module) -> tuple[Any, Any]:
-    """timm's training and evaluation transforms; a random rotation and shift go before the former."""
+    """timm's training and evaluation transforms; a random rotation and shift go before the former.
+
+    Raises:
+        UserError: no such policy of augmentation.
+    """
     height, width = (data.img_size,) * 2 if isinstance(data.img_size, int) else data.img_size
     size = (3, height, width)
     given = {"input_size": size, "mean": data.mean, "std": data.std, "crop_pct": data.crop_pct}
     config = resolve_data_config({name: value for name, value in given.items() if value is not None}, model=model)
     shared = {"input_size": size, "mean": config["mean"], "std": config["std"]}
-    train = create_transform(
-        **shared, is_training=True, scale=data.scale, ratio=data.ratio, hflip=data.hflip, vflip=data.vflip,
-        color_jitter=data.color_jitter or None, auto_augment=data.aa, interpolation=data.interpolation,
-        re_prob=data.re_prob, re_mode=data.re_mode, re_count=data.re_count,
-    )  # fmt: skip
+    try:
+        train = create_transform(
+            **shared, is_training=True, scale=data.scale, ratio=data.ratio, hflip=data.hflip, vflip=data.vflip,
+            color_jitter=data.color_jitter or None, auto_augment=data.aa, interpolation=data.interpolation,
+            re_prob=data.re_prob, re_mode=data.re_mode, re_count=data.re_count,
+        )  # fmt: skip
+    except (AssertionError, ValueError, LookupError) as error:
+        if data.aa is None:
+            raise
+        raise UserError(f"data.aa: {data.aa!r} is no policy, as rand-m9-mstd0.5-inc1 ({error})") from error
     if data.degrees or data.translate:
         shift = (data.translate, data.translate)
         bilinear = transforms.InterpolationMode.BILINEAR
@@ -146,6 +155,8 @@ def _open(data: schema.Data, split: str, transform: Any) -> Dataset:
     is_folder = prefix not in ("torch", "hfds", "hfids", "tfds", "wds")
     if is_folder and not Path(data.source).exists():
         raise UserError(f"data.source: {data.source!r} is neither digits, nor a file or folder, nor a timm data set")
+    if prefix == "torch" and data.root is None:
+        raise UserError(f"data.root: {data.source} needs the folder that holds its files, or is to hold them")
     name, root = ("", data.source) if is_folder else (data.source, data.root)
     try:
         dataset = create_dataset(name, root=root, split=split)

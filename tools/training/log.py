@@ -89,7 +89,10 @@ class Log:
         except ImportError:
             self.say("tensorboard is not installed: no events are written; pip install 'attnzoo[train]'")
             return
-        self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=updates + 1)
+        try:
+            self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=updates + 1)
+        except OSError as error:
+            raise write_error(error, output, 100) from error
 
 
 def _as_line(values: Any) -> str:

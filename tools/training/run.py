@@ -10,13 +10,14 @@ import yaml
 from ..cli import UserError
 from ..data.extras import import_extra
 from . import checkpoint
-from .config import as_tree, differing_keys, flat
+from .config import NO_YAML, as_tree, differing_keys, flat, parse_yaml
 from .curve import write_curve
 from .progress import Progress
 from .schema import Recipe
 from .trainer import Trainer
 
 RECIPE_FILE = "recipe.yaml"
+FOLDERS, FILES = ("checkpoints", "tensorboard"), ("metrics.csv", "curve.png", "model.safetensors", RECIPE_FILE)
 PRECISION = {"none": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -71,6 +72,7 @@ def prepare_output(output: Path, recipe: Recipe, *, resume: bool, overwrite: boo
         _remove_run(output)
     if file.is_file():
         _check_same_run(file, recipe, resume)
+    _check_kinds(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,8 +82,8 @@ def prepare_output(output: Path, recipe: Recipe, *, resume: bool, overwrite: boo
 
 def _check_same_run(file: Path, recipe: Recipe, resume: bool) -> None:
     try:
-        old: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        old: Any = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, *NO_YAML):
         old = None
     if not isinstance(old, dict):
         raise UserError(f"{file} cannot be read; choose another --output or give --overwrite")
@@ -97,11 +99,24 @@ def _check_same_run(file: Path, recipe: Recipe, resume: bool) -> None:
         raise UserError(f"{file.parent} holds a run of this recipe; give --resume to go on, or --overwrite")
 
 
+def _check_kinds(output: Path) -> None:
+    """Before the work: a file where the run has a folder, or the other way round, could end it at any time."""
+    for name in FOLDERS + FILES:
+        path = output / name
+        if path.exists() and path.is_dir() != (name in FOLDERS):
+            kind, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise UserError(f"{path} is a {kind}, where the run has a {needed}; remove it or choose another --output")
+
+
 def _remove_run(output: Path) -> None:
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("metrics.csv", "curve.png", "model.safetensors", RECIPE_FILE):
-        (output / name).unlink(missing_ok=True)
+    for path in (output / name for name in FOLDERS + FILES):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot remove {path}: {error.strerror}") from error
 
 
 def _resume(trainer: Trainer, output: Path, resume: str | None) -> None:
