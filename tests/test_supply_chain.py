@@ -4,6 +4,7 @@ import email
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -37,6 +38,8 @@ COPIED = (
     "pyproject.toml",
     "README.md",
     "LICENSE",
+    "MANIFEST.in",
+    "tests",
     "*.json",
 )
 USE = """
@@ -100,7 +103,29 @@ def test_the_source_distribution_holds_the_code_and_no_surprise(built: dict[str,
     with tarfile.open(built[".tar.gz"]) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
     assert {"pyproject.toml", "zoo/nat.py", "LICENSE"} <= set(names)
-    assert not [name for name in names if name.startswith((".", "build/", "results/")) or name.endswith(".pth")]
+    assert not [name for name in names if name.startswith((".", "build/", "results/", "tests/"))]
+    assert not [name for name in names if name.endswith(".pth")]
+
+
+def test_the_hooks_run_where_nothing_is_activated(tmp_path: Path) -> None:
+    """As CONTRIBUTING tells: ruff is in .venv and nowhere on the path."""
+    (tmp_path / ".pre-commit-config.yaml").symlink_to(ROOT / ".pre-commit-config.yaml")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / "a.py").write_text("x = 1\n")
+    environment = {
+        **os.environ,
+        "PATH": str(Path(shutil.which("git")).parent),
+        "PRE_COMMIT_HOME": str(tmp_path / "home"),
+    }
+    for command in (["git", "init", "-q"], ["git", "add", "a.py"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    ran = subprocess.run(
+        [tmp_path / ".venv/bin/pre-commit", "run", "--all-files"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("Passed") == 4
 
 
 def test_every_locked_package_has_a_hash() -> None:

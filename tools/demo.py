@@ -43,9 +43,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--threads is {args.threads}; at least 1 is needed")
     torch.set_num_threads(args.threads)
     given = {"epochs": args.epochs, "seed": args.seed, "data.limit": args.limit}
+    if args.epochs is not None:
+        # A few epochs have no room for the recipe's warm-up.
+        given["scheduler.warmup_epochs"] = min(load_recipe(RECIPE).scheduler.warmup_epochs, max(args.epochs - 1, 0))
     recipe = load_recipe(RECIPE, [f"{key}={value}" for key, value in given.items() if value is not None])
+    length = f"{recipe.epochs} epochs" if recipe.epochs > 1 else "1 epoch"
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"training {TRAINED} on scikit-learn's digits from nothing: {recipe.epochs} epochs")
+    console.print(f"training {TRAINED} on scikit-learn's digits from nothing: {length}")
     started = time.monotonic()
     folder = args.output / TRAINED
     try:
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
 
     judged = [
-        judge(TRAINED, folder / "model.safetensors", f"trained now, {recipe.epochs} epochs in {seconds:.0f} s"),
+        judge(TRAINED, folder / "model.safetensors", f"trained now, {length} in {seconds:.0f} s"),
         judge(BUNDLED, None, "bundled"),
     ]
     _print_table(console, judged)

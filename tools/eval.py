@@ -16,6 +16,7 @@ from .allocator import keep_freed_memory
 from .cli import UserError
 from .evaluation.results import ResultsFile
 from .evaluation.session import Session
+from .evaluation.sources import kind_of
 
 # As in a recipe of attnzoo train.
 _MOST_WORKERS = 256
@@ -132,6 +133,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
+    kind_of(args.data)  # before a model is fetched or built
     file = ResultsFile(args.results) if args.results else None
     previous = file.check(args.resume, args.overwrite) if file else None
     keep_freed_memory()

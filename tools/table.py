@@ -154,7 +154,7 @@ def _row(name: str, errors: dict[str, float | None], notes: list[str]) -> str:
         f"`{name}`{_reconstruction(name, notes)}",
         f"{params:.2f}",
         _figure(entry and entry.params_m, params, name, notes),
-        f"{gmacs:.2f}",
+        f"{gmacs:.2f}" if gmacs >= 0.01 else f"{gmacs:.1g}",
         _figure(entry and entry.flops_g, gmacs, name, notes),
         "×".join(str(n) for n in facts["img_size"]),
         _top1(entry),

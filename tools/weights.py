@@ -98,7 +98,8 @@ def _list(args: argparse.Namespace) -> int:
         hint = did_you_mean(args.pattern, [entry.id for entry in entries()])
         raise UserError(f"no published checkpoint matches '{args.pattern}'{hint}")
     name = Column("name", no_wrap=True)
-    table = Table(name, "task", "data", "published", "params M", "file", "licence", title=f"{len(rows)} rows")
+    title = f"{len(rows)} rows" if len(rows) > 1 else "1 row"
+    table = Table(name, "task", "data", "published", "params M", "file", "licence", title=title)
     for entry in rows:
         params = "" if entry.params_m is None else f"{entry.params_m:g}"
         table.add_row(entry.id, entry.task, entry.dataset, _figures(entry), params, _file(entry), entry.license)

@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         """[B, in_chans, H, W] → maps [B, C_i, H_i, W_i], finest first."""
         if self.overview is not None:
             return self.body.forward_dense(x, self.norms, self.overview)
-        maps = self.body.forward_intermediates(x, self.out_indices, intermediates_only=True)
+        maps = self.body.forward_intermediates(x, indices=self.out_indices, intermediates_only=True)
         return [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
 
     def train(self, mode: bool = True) -> "Backbone":

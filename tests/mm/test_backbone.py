@@ -77,6 +77,27 @@ def test_weights_from_two_places_or_none(tmp_path: Path) -> None:
         Backbone("biformer_nano", checkpoint=str(tmp_path / "absent.pth"))
 
 
+def test_a_prefix_is_the_backbones_or_refused(tmp_path: Path) -> None:
+    source = Backbone("biformer_nano").body.state_dict()
+    for prefix in ("backbone", "encoder"):
+        save_safetensors({f"{prefix}.{name}": value for name, value in source.items()}, tmp_path / prefix)
+
+    def build(prefix: str) -> Backbone:
+        init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / prefix.rstrip(".")), prefix=prefix)
+        return Backbone("biformer_nano", init_cfg=init_cfg)
+
+    for prefix in ("backbone", "backbone."):
+        assert all(torch.equal(value, source[name]) for name, value in build(prefix).body.state_dict().items())
+    with pytest.raises(ValueError, match=r"prefix='encoder\.'; only 'backbone\.' works"):
+        build("encoder.")
+
+
+@pytest.mark.parametrize("init_cfg", [dict(checkpoint="a.pth"), dict(type="Pretrained"), [dict(layer="Conv2d")]])
+def test_an_incomplete_init_cfg(init_cfg: object) -> None:
+    with pytest.raises(ValueError, match=r"lacks its type or its checkpoint, as in dict\(type='Pretrained'"):
+        Backbone("biformer_nano", init_cfg=init_cfg)
+
+
 def test_frozen_stages_and_norm_eval_survive_train() -> None:
     backbone = Backbone("pvt_v2_b0", frozen_stages=1).train()
     assert all(not p.requires_grad for p in backbone.body.patch_embed.parameters())

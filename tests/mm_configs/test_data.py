@@ -111,6 +111,16 @@ def test_ade20k_pipelines(name: str, crop: int, tmp_path: Path) -> None:
     assert sample["data_samples"].gt_sem_seg.data.shape == (1, 150, 200)
 
 
+def test_one_image_is_predicted_by_mmseg_itself() -> None:
+    """``mmseg.apis`` reads ``test_pipeline``, which is the test set's in every config."""
+    configs = [load(path) for path in sorted((FOLDER / "mmseg").glob("[!_]*/*.py"))]
+    assert all(config.test_pipeline == config.test_dataloader.dataset.pipeline for config in configs)
+    import mmseg.apis
+
+    model = mmseg.apis.init_model(load(FOLDER / "mmseg/toy/fpn_dinat-nano_toys.py"), device="cpu")
+    assert mmseg.apis.inference_model(model, _noise(97, 131)).pred_sem_seg.data.shape == (1, 97, 131)
+
+
 @pytest.mark.parametrize(("name", "drops"), [("1x", (8, 11)), ("ms-3x", (27, 33))])
 def test_detectors_warm_up_and_step_down(name: str, drops: tuple[int, int]) -> None:
     config = load(FOLDER / f"mmdet/nat/mask-rcnn_nat-mini_fpn_{name}_coco.py")

@@ -2,12 +2,15 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from attnzoo.weights import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 
 def tool(scope: str, name: str) -> Path:
@@ -27,6 +30,11 @@ def test_training(scope: str, end: str, short: str, config, python, tmp_path: Pa
     assert any(name.startswith("backbone.body.stages.3") for name in state)
 
 
+def documented() -> str:
+    """What docs/dense.md has before a tool that imports MMPretrain's models."""
+    return re.search(r'python -c "(.*)" TOOL.py', (ROOT / "docs/dense.md").read_text(encoding="utf-8"))[1]
+
+
 class Evil:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -41,8 +49,7 @@ def test_their_test_runs_no_code(scope: str, config, python, tmp_path: Path) -> 
     command = [tool(scope, "test"), config(scope), tmp_path / "evil.pth", "--work-dir", tmp_path]
     if scope == "mmdet":
         # Before it reads the config it imports MMPretrain, which fails beside transformers 5 (see zoo/mm/compat.py).
-        first = "import runpy, sys, attnzoo.registry; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
-        command = ["-c", first, *command]
+        command = ["-c", documented(), *command]
     status, output = python(*command)
     assert status != 0
     assert "holds pickled objects" in output

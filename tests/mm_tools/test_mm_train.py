@@ -1,6 +1,7 @@
 """``attnzoo mm train``: a killed run goes on to the same end, and what stops one is said in one line."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -134,6 +135,28 @@ def test_what_the_user_can_mend_is_one_line(argv: list[str], said: str, errors, 
     assert status == 2
     assert said in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("scope", "end", "gone", "said"),
+    [
+        ("mmdet", "epoch_3", "images/2.png", "coco.json: 1 of 4 images missing, as 2.png; put the files there"),
+        ("mmseg", "iter_6", "labels/2.png", "labels: 1 of 4 images without label map, as 2.png; put the files there"),
+    ],
+)
+def test_files_that_are_missing(
+    scope: str, end: str, gone: str, said: str, data: Path, errors, trained, tmp_path: Path
+) -> None:
+    """Found before the training, or the test, that would stop in its middle."""
+    path, whole = trained(scope)
+    shutil.copytree(data, tmp_path / "set")
+    (tmp_path / "set" / gone).unlink()
+    options = ("--data-root", tmp_path / "set", "--work-dir", tmp_path / "run")
+    for argv in (("train", path), ("test", path, whole / f"{end}.pth")):
+        status, line = errors("mm", *argv, *options)
+        assert status == 2
+        assert said in line
+        assert "\n" not in line
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")

@@ -70,6 +70,15 @@ def test_time_and_memory_against_resolution(tmp_path: Path, drawn: list) -> None
     assert "an abacus, 1 thread, float32, batch 4" in drawn[0].get_supxlabel()
 
 
+def test_the_side_is_the_squares_of_as_many_pixels(tmp_path: Path, drawn: list) -> None:
+    file = write(tmp_path / "a.json", ["van_b0"])
+    text = file.read_text()
+    for size, label in (("[224, 224]", "side"), ("[224, 56]", "√(height × width)")):
+        file.write_text(text.replace(json.dumps([224, 224]), size))
+        assert main(["bench", "plot", str(file), "--output", str(tmp_path / "a.png")]) == 0
+        assert [axes.get_xlabel() for axes in drawn[-1].axes] == [f"{label} of the image (pixels, log)"] * 2
+
+
 @pytest.mark.parametrize("sizes", [(224, 448), (32, 40, 56), (100, 2000)], ids=str)
 def test_axes_have_numbers(sizes: tuple[int, ...], tmp_path: Path, drawn: list) -> None:
     file = write(tmp_path / "a.json", ["van_b0", "convnext_tiny"], sizes)

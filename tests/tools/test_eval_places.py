@@ -97,3 +97,12 @@ def test_folders_without_images_in_a_class_are_no_classes(tmp_path, capsys):
     assert list(content["class_map"]["index"]) == ["a", "b", "c", "d", "e"]
     assert content["left_out"]["folder without images in a class folder"]["files"] == ["c/x.jpg", "d/thumbs/more"]
     assert "2 folder without images in a class folder" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_named_before_a_model_is_made(tmp_path, monkeypatch, capsys) -> None:
+    def made(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model came first")
+
+    monkeypatch.setattr("attnzoo.tools.evaluation.session.load_subject", made)
+    assert main(["eval", "vit_large_gqa", "--random-weights", "--data", str(tmp_path / "missing")]) == 2
+    assert "does not exist" in capsys.readouterr().err

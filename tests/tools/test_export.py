@@ -15,7 +15,7 @@ import torch
 
 from attnzoo.tools.data.digits import digits_dataset
 from attnzoo.tools.exporting import check, formats, job, sweep
-from attnzoo.tools.exporting.program import NotDynamic, open_sizes, other_size, trace
+from attnzoo.tools.exporting.program import FeatureMaps, NotDynamic, open_sizes, other_size, trace
 from attnzoo.tools.main import main
 
 # timm's own toy models, for what does not depend on the zoo's layers.
@@ -113,6 +113,11 @@ def test_feature_maps(tmp_path: Path) -> None:
         truth = model.forward_intermediates(images, intermediates_only=True)
     found = session(path).run([f"map{i}" for i in range(len(truth))], {"images": images.numpy()})
     assert check.difference([torch.from_numpy(x) for x in found], truth) < 1e-5
+
+
+def test_feature_maps_of_hiera_whose_second_argument_is_a_mask() -> None:
+    model = FeatureMaps(timm.create_model("hiera_tiny_224", img_size=64), "hiera_tiny_224")
+    assert [x.shape[1] for x in model(torch.randn(1, 3, 64, 64))] == [96, 192, 384, 768]
 
 
 @pytest.mark.parametrize("name", [CONVNEXT, "van_b0"])

@@ -35,6 +35,10 @@ def test_the_table_is_what_the_command_writes(pattern: str) -> None:
     assert TABLE.startswith(fresh[: fresh.index("| `")])
 
 
+def test_small_models_have_multiply_adds_too() -> None:
+    assert all(float(row.split("|")[4]) > 0 for row in _rows(TABLE).values())
+
+
 def test_reconstructions_are_marked_as_such() -> None:
     notes = dict(re.findall(r"^\[\^(\d+)\]: (.*)$", TABLE, re.MULTILINE))
     marked = dict(re.findall(r"^\| `(\w+)`\[\^(\d+)\]", TABLE, re.MULTILINE))

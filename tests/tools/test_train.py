@@ -11,6 +11,7 @@ from training_runs import rows, train, write_recipe
 
 from attnzoo.tools.training.build import build_optimizer
 from attnzoo.tools.training.config import load_recipe
+from attnzoo.tools.training.curve import draw_loss, new_figure
 from attnzoo.tools.training.log import read_metrics
 from attnzoo.weights import load_checkpoint, read_checkpoint
 
@@ -36,6 +37,15 @@ def test_a_run_leaves_metrics_curve_checkpoints_and_the_best_model(tmp_path, cap
         "epoch-0002-update-000000",
         "epoch-0003-update-000000",
     ]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 40])
+def test_the_curve_counts_whole_epochs(epochs):
+    axes = new_figure((9, 3.6)).subplots()
+    draw_loss(axes, [{"epoch": 1.0 + i, "train_loss": 2.0, "val_loss": 2.5} for i in range(epochs)])
+    low, high = axes.get_xlim()
+    shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert shown == [round(tick) for tick in shown] != []
 
 
 def test_training_learns(tmp_path):

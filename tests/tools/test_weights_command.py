@@ -82,6 +82,12 @@ def test_list_takes_a_part_of_a_name_and_shows_each_name_whole(attnzoo, pattern,
     assert all(f" {name} " in out for name in wanted)
 
 
+@pytest.mark.parametrize(("name", "title"), [("dinat_mini.shi_in1k", "1 row"), ("overlock", "17 rows")])
+def test_list_counts_its_rows(attnzoo, name, title):
+    _, out, _ = attnzoo("list", name)
+    assert out.splitlines()[0].strip() == title
+
+
 def test_list_as_json_is_the_manifest(attnzoo):
     status, out, _ = attnzoo("list", "dinat_large*", "--json")
     rows = json.loads(out)

@@ -39,6 +39,12 @@ def test_maps_and_freezing(name: str) -> None:
     assert all((p.grad is not None) == p.requires_grad for p in backbone.parameters())
 
 
+def test_hiera_whose_second_argument_is_a_mask() -> None:
+    backbone = attnzoo.Backbone("hiera_tiny_224", img_size=(64, 96), out_norm=True)
+    maps = backbone(torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [(96, 16, 24), (192, 8, 12), (384, 4, 6), (768, 2, 3)]
+
+
 def test_stem_alone_is_stage_zero_of_a_resnet() -> None:
     backbone = attnzoo.Backbone("resnet18", out_indices=(1, 2, 3, 4), frozen_stages=0)
     frozen = {name.split(".")[1] for name, p in backbone.named_parameters() if not p.requires_grad}

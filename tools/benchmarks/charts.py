@@ -50,6 +50,8 @@ def resolution(points: "list[Point]", captions: list[str]) -> "Figure":
     ours = set(list_models())
     series = list(dict.fromkeys(point.series for point in points))
     sides = sorted({_side(point) for point in points})
+    square = all(point.img_size[0] == point.img_size[1] for point in points)
+    side = "side" if square else "√(height × width)"
     for number, name in enumerate(series):
         line = sorted((point for point in points if point.series == name), key=_side)
         style = "-" if line[0].model in ours else "--"
@@ -60,10 +62,10 @@ def resolution(points: "list[Point]", captions: list[str]) -> "Figure":
     for axes, label in ((times, "ms an image"), (memory, "peak MB beyond weights and images")):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(sides, [f"{side:.0f}" for side in sides])
+        axes.set_xticks(sides, [f"{each:.0f}" for each in sides])
         axes.minorticks_off()
         _label_decades(axes)
-        axes.set_xlabel("side of the image (pixels, log)")
+        axes.set_xlabel(f"{side} of the image (pixels, log)")
         axes.set_ylabel(f"{label} (log)")
     times.set_title("Time against image size", loc="left")
     memory.set_title("Memory against image size", loc="left")

@@ -11,7 +11,7 @@ from ..cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
 from ..signals import sigterm_raises
 from .config import find_config, load_config
 from .results import Predictions, write_results
-from .session import build_loops, build_runner, check_writable, prepare_work_dir, set_launcher
+from .session import build_loops, build_runner, check_data, check_writable, prepare_work_dir, set_launcher
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -63,11 +63,9 @@ def test(config: "Config", predictions: Predictions) -> tuple[dict[str, Any], li
     Returns:
         The metrics, the images whose outputs were not finite, and how many images there were.
     """
-    from ..data.checks import check_config
     from .hooks import FiniteOutputs
 
-    for report in check_config(config, ("test_dataloader",)):
-        print("\n".join(report.lines()))
+    check_data(config, ("test_dataloader",))
     runner = build_runner(config)
     runner.whole = True
     watch = FiniteOutputs()

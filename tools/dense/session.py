@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,28 @@ def set_launcher(config: "Config", launcher: str) -> None:
     # Not for one process: Accelerate would take it for one of several.
     if launcher != "none":
         os.environ.setdefault("LOCAL_RANK", "0")
+
+
+def check_data(config: "Config", loaders: Sequence[str]) -> None:
+    """Look through the annotations of these loaders and print what was found.
+
+    Raises:
+        UserError: files are missing that the loaders would read, or a training or test would make no sense.
+    """
+    from ..data.checks import check_config
+    from ..data.checks.coco import MISSING
+    from ..data.checks.segmentation import MISSING_MAP
+
+    reports = check_config(config, loaders)
+    for report in reports:
+        print("\n".join(report.lines()))
+    for report in reports:
+        for kind in (MISSING, MISSING_MAP):
+            if names := report.defects.get(kind):
+                raise UserError(
+                    f"{report.subject}: {len(names)} of {report.images} {kind}, as {names[0]}; "
+                    "put the files there or leave those images out"
+                )
 
 
 def build_runner(config: "Config") -> "CheckedRunner":

@@ -10,7 +10,7 @@ from ..files import DISK_FULL
 from ..signals import sigterm_raises
 from .checkpoints import check_resumable, list_checkpoints, newest
 from .config import find_config, load_config
-from .session import build_loops, build_runner, prepare_work_dir, set_launcher
+from .session import build_loops, build_runner, check_data, prepare_work_dir, set_launcher
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     set_launcher(config, args.launcher)
     configure(config, amp=args.amp, auto_scale_lr=args.auto_scale_lr, seed=args.seed)
     _choose_start(config, work_dir, args.resume, args.checkpoint)
-    _check_data(config)
+    check_data(config, ("train_dataloader", "val_dataloader"))
     return train(config, work_dir)
 
 
@@ -120,13 +120,6 @@ def _choose_start(config: "Config", work_dir: Path, resume: str | None, checkpoi
         path = Path(resume)
         check_resumable(path)
     config.load_from, config.resume = str(path), True
-
-
-def _check_data(config: "Config") -> None:
-    from ..data.checks import check_config
-
-    for report in check_config(config, ("train_dataloader", "val_dataloader")):
-        print("\n".join(report.lines()))
 
 
 def _latest(work_dir: Path) -> str:

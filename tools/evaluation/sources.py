@@ -84,18 +84,33 @@ def open_source(
         UserError: No such data, a package is missing, no images, or classes that do not match the model's.
     """
     chosen = load_class_map(class_map) if class_map else None
-    if where == "digits":
+    path, kind = _path(where), kind_of(where)
+    if kind == "digits":
         return _digits(split, num_classes)
-    prefix = where.partition("/")[0].lower()
-    path = _path(where)
-    if path.is_dir():
+    if kind == "folder":
         return _folder(split_folder(path, split), num_classes, chosen, class_map or "", subset)
-    if path.is_file() and path.suffix == ".tar":
+    if kind == "tar":
         return _tar(path, split, num_classes, chosen, class_map or "", subset)
+    if chosen is not None:
+        raise UserError(f"--class-map is for folders and tars; {where} numbers its classes itself")
+    return _named(where, kind, split, num_classes, subset, data_dir, mode)
+
+
+def kind_of(where: str) -> str:
+    """What a data set is, by its name and what lies there: ``digits``, ``folder``, ``tar``, or timm's prefix.
+
+    Raises:
+        UserError: it is nothing of that.
+    """
+    prefix, path = where.partition("/")[0].lower(), _path(where)
+    if where == "digits":
+        return "digits"
+    if path.is_dir():
+        return "folder"
+    if path.is_file() and path.suffix == ".tar":
+        return "tar"
     if "/" in where and prefix in _NAMED:
-        if chosen is not None:
-            raise UserError(f"--class-map is for folders and tars; {where} numbers its classes itself")
-        return _named(where, prefix, split, num_classes, subset, data_dir, mode)
+        return prefix
     kind = "is neither a folder nor a .tar file" if path.exists() else "does not exist"
     raise UserError(
         f"data {where} {kind}{_near(path) or '; give a folder, a .tar, digits, hfds/NAME, tfds/NAME or torch/NAME'}"

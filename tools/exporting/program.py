@@ -37,7 +37,7 @@ class FeatureMaps(nn.Module):
         self.indices = list(range(levels)) if levels <= _MOST_LEVELS else [levels - 1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.forward_intermediates(x, self.indices, intermediates_only=True))
+        return tuple(self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True))
 
 
 def example(batch: int, img_size: tuple[int, int], channels: int = 3, seed: int = 0) -> Tensor:

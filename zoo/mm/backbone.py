@@ -10,6 +10,8 @@ from torch import Tensor
 from ..dense import Backbone as DenseBackbone
 from ..dense import checkpoint_filter_fn as checkpoint_filter_fn  # conversion looks for it beside the model's class
 
+_EXAMPLE = "dict(type='Pretrained', checkpoint=FILE)"
+
 
 class Backbone(DenseBackbone, BaseModule):
     """The zoo's dense backbone as an MMEngine module: ``type="attnzoo.Backbone"`` in a config.
@@ -19,12 +21,13 @@ class Backbone(DenseBackbone, BaseModule):
         out_indices: the stages whose maps come out.
         pretrained: load the model's published classification weights.
         checkpoint: a file with weights, of the classifier or of a published dense model (without its heads).
-        init_cfg: MMEngine's initialisation. ``dict(type="Pretrained", checkpoint=FILE)`` is ``checkpoint=FILE``;
-            None keeps the model's own initialisation.
+        init_cfg: MMEngine's initialisation. ``dict(type="Pretrained", checkpoint=FILE)`` is ``checkpoint=FILE``,
+            with the prefix ``backbone.`` or without; None keeps the model's own initialisation.
         **kwargs: as for :class:`attnzoo.Backbone`: ``out_norm``, ``frozen_stages``, ``norm_eval`` and the model's own.
 
     Raises:
-        ValueError: an argument is out of range, or there are two sources of weights.
+        ValueError: an argument is out of range, there are two sources of weights, or ``init_cfg`` lacks its type or
+            checkpoint, or names another prefix.
         CheckpointError: the weights cannot be read or do not fit.
     """
 
@@ -64,5 +67,15 @@ def _split(init_cfg: Any) -> tuple[list[str], list[dict[str, Any]]]:
     MMEngine's own loader would neither convert names nor refuse a file that holds code.
     """
     entries = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or [])
-    files = [entry["checkpoint"] for entry in entries if entry["type"] == "Pretrained"]
-    return files, [dict(entry) for entry in entries if entry["type"] != "Pretrained"]
+    files, rest = [], []
+    for entry in entries:
+        if entry.get("type") not in (None, "Pretrained"):
+            rest.append(dict(entry))
+            continue
+        if "type" not in entry or "checkpoint" not in entry:
+            raise ValueError(f"init_cfg={dict(entry)} lacks its type or its checkpoint, as in {_EXAMPLE}")
+        # A detector's or segmenter's backbone is found without being asked for.
+        if str(entry.get("prefix") or "backbone").rstrip(".") != "backbone":
+            raise ValueError(f"init_cfg has prefix={entry['prefix']!r}; only 'backbone.' works, or a file of that part")
+        files.append(entry["checkpoint"])
+    return files, rest

@@ -46,6 +46,12 @@ model = dict(
     test_cfg=dict(mode="whole"),
 )
 
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -79,11 +85,7 @@ val_dataloader = dict(
         seg_map_suffix=".png",
         reduce_zero_label=False,
         test_mode=True,
-        pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="LoadAnnotations"),
-            dict(type="PackSegInputs"),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
