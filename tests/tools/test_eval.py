@@ -217,6 +217,9 @@ def test_nan_weights_are_refused(tmp_path, capsys):
         (["--model-kwargs", "only_size=12"], "does not take 16x16 images: side 16 is not 12"),
         (["--model-kwargs", "in_chans=4"], "1 or 3 channels"),
         (["--device", "warp"], "device warp cannot be used"),
+        (["--device", "hpu"], "device hpu cannot be used"),
+        (["--device", "privateuseone"], "device privateuseone cannot be used"),
+        (["--device", "meta"], "device meta cannot be used"),
     ],
 )
 def test_bad_options_give_one_line(tmp_path, capsys, words, expected):

@@ -103,6 +103,13 @@ def test_other_errors_keep_their_traceback(error: Exception, monkeypatch: pytest
         main(["list"])
 
 
+def test_pictures_are_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a notebook leaves in the environment fails in matplotlib's first import elsewhere."""
+    monkeypatch.setenv("MPLBACKEND", "module://no_such_backend")
+    assert main(["list", "van_b0"]) == 0
+    assert os.environ["MPLBACKEND"] == "agg"
+
+
 def test_names_cannot_move_the_cursor() -> None:
     assert printable("a\nb\x1b[2J\u202e\udcff ü–漢.png") == r"a\nb\x1b[2J\u202e\udcff ü–漢.png"
 
