@@ -118,3 +118,11 @@ def test_a_bomb_among_the_photographs_of_an_export(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png(40_000, 40_000))
     with pytest.raises(UserError, match=r"bomb\.png cannot be read: .*decompression bomb"):
         photographs._read(tmp_path)
+
+
+def test_names_of_left_out_images_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = make_folder(tmp_path / "data", wrong=0)
+    (data / "a" / "b\n\x1b[2Jc.png").write_bytes(b"")
+    status, results = evaluate(tmp_path, data)
+    assert status == 3 and results["excluded"][0]["file"] == "a/b\n\x1b[2Jc.png"
+    assert r"  a/b\n\x1b[2Jc.png: empty file" in capsys.readouterr().out.splitlines()

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..cli import printable
 from .loop import State
 
 
@@ -88,7 +89,7 @@ def print_result(results: dict[str, Any]) -> None:
     if counts["excluded"]:
         print(f"{counts['excluded']:,} unreadable images left out of these figures:")
         for item in results["excluded"][:10]:
-            print(f"  {item['file']}: {item['reason']}")
+            print(f"  {printable(item['file'])}: {printable(item['reason'])}")
         if counts["excluded"] > 10:
             print(f"  and {counts['excluded'] - 10:,} more")
     if counts["non_finite"]:
