@@ -1,7 +1,7 @@
 """attnzoo: efficient-attention vision backbones as timm models."""
 
 from ._requirements import check_versions
-from ._startup import end_in_one_line
+from ._startup import end_in_one_line, imports_are_done
 
 end_in_one_line()
 check_versions()
@@ -10,6 +10,8 @@ from . import kernels, layers, zoo  # noqa: E402  only after the versions are kn
 from ._version import __version__  # noqa: E402
 from .weights import convert_checkpoint  # noqa: E402
 from .zoo import Backbone, create_detector, create_segmenter  # noqa: E402
+
+imports_are_done()
 
 __all__ = [
     "Backbone",

@@ -11,6 +11,7 @@ from pathlib import Path
 # As in pyproject.toml, which only an installer reads: what is installed may have changed since.
 LEAST = {"torch": "2.10", "torchvision": "0.25", "timm": "1.0.26", "safetensors": "0.5"}
 LEAST_TRITON = "3.6"
+_COMMAND_MODULES = ("attnzoo", "attnzoo.tools.main")
 _TRITON_PACKAGES = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-windows")
 
 
@@ -33,7 +34,11 @@ def check_versions() -> None:
 
 def is_command() -> bool:
     """Whether this process is the ``attnzoo`` command, and not a program that imports the package."""
-    return bool(sys.argv) and Path(sys.argv[0]).stem == "attnzoo"
+    if not sys.argv:
+        return False
+    if sys.argv[0] == "-m":  # and what follows it is not in sys.argv while the package is imported
+        return any(module in _COMMAND_MODULES for module in sys.orig_argv[-len(sys.argv) :][:1])
+    return Path(sys.argv[0]).stem == "attnzoo"
 
 
 @cache

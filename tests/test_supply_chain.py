@@ -84,7 +84,13 @@ def test_the_wheel_installs_nothing_outside_the_package(built: dict[str, Path]) 
         ".safetensors",
     }
     assert not [name for name in names if "tests/" in name or "/build/" in name]
-    for name in ("zoo/nat.py", "kernels/fused/neighborhood.py", "weights_manifest.json", "tools/main.py"):
+    for name in (
+        "__main__.py",
+        "zoo/nat.py",
+        "kernels/fused/neighborhood.py",
+        "weights_manifest.json",
+        "tools/main.py",
+    ):
         assert f"attnzoo/{name}" in names
 
 

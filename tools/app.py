@@ -9,6 +9,7 @@ import ipaddress
 import sys
 import threading
 
+from .cli import MOST_CLASSES, up_to
 from .signals import sigterm_raises, terminated
 
 MODEL = "dinat_nano.digits"
@@ -19,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=7860, help="port to listen at")
     parser.add_argument("--model", metavar="NAME", default=MODEL, help="model that the page starts with")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights of that model")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the checkpoint's classifier")
+    parser.add_argument(
+        "--num-classes", type=up_to(MOST_CLASSES), metavar="N", help="classes of the checkpoint's classifier"
+    )
     parser.add_argument(
         "--weights",
         choices=("local", "published"),

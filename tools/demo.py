@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from .cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, UserError
+from .cli import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    MOST_SEED,
+    MOST_THREADS,
+    UserError,
+    up_to,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from .training.picture import Judged
@@ -26,9 +35,9 @@ THREADS = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("out/demo"), help="where results go")
     parser.add_argument("--epochs", type=int, help="epochs to train (default: the recipe's)")
-    parser.add_argument("--seed", type=int, help="seed of the training (default: the recipe's)")
+    parser.add_argument("--seed", type=whole_number(0, MOST_SEED), help="seed of the training (default: the recipe's)")
     parser.add_argument("--limit", type=int, help="use only so many images of each split, for a quick look")
-    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
+    parser.add_argument("--threads", type=up_to(MOST_THREADS), default=THREADS, help="CPU threads")
 
 
 def run(args: argparse.Namespace) -> int:

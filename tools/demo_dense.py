@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from .cli import EXIT_INCOMPLETE, EXIT_OK, UserError
+from .cli import EXIT_INCOMPLETE, EXIT_OK, MOST_SEED, MOST_THREADS, UserError, up_to, whole_number
 
 if TYPE_CHECKING:
     from .demos.training import Trained
@@ -24,12 +24,17 @@ THREADS = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("out/demo-dense"), help="where results go")
-    parser.add_argument("--seed", type=int, default=0, help="of the photographs' split, the scenes and the training")
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, MOST_SEED),
+        default=0,
+        help="of the photographs' split, the scenes and the training",
+    )
     parser.add_argument("--train", metavar="N", type=int, default=800, help="scenes to train on")
     parser.add_argument("--val", metavar="N", type=int, default=100, help="scenes to hold out")
     parser.add_argument("--epochs", type=int, help="epochs to train (default: the configs')")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run of the same was stopped")
-    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads of each of the two")
+    parser.add_argument("--threads", type=up_to(MOST_THREADS), default=THREADS, help="CPU threads of each of the two")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .allocator import keep_freed_memory
-from .cli import EXIT_OK, UserError
+from .cli import EXIT_OK, MOST_SEED, MOST_SIDE, MOST_THREADS, UserError, up_to, whole_number
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -18,10 +18,12 @@ _DTYPES = ("float32", "bfloat16", "float16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pipeline", metavar="PIPELINE", help="folder of a saved pipeline, or its name on the hub")
     parser.add_argument("--prompt", help="what to draw; needed unless --estimate")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="one image each")
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="denoising steps")
-    parser.add_argument("--height", type=int, metavar="N", help="of the image (the pipeline's)")
-    parser.add_argument("--width", type=int, metavar="N", help="of the image (the pipeline's)")
+    parser.add_argument(
+        "--seed", type=whole_number(0, MOST_SEED), nargs="+", default=[0], metavar="N", help="one image each"
+    )
+    parser.add_argument("--steps", type=up_to(10**6), default=50, metavar="N", help="denoising steps")
+    parser.add_argument("--height", type=up_to(MOST_SIDE), metavar="N", help="of the image (the pipeline's)")
+    parser.add_argument("--width", type=up_to(MOST_SIDE), metavar="N", help="of the image (the pipeline's)")
     parser.add_argument("--preset", default="paper", help="paper, hires or cpu")
     parser.add_argument(
         "--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="settings that replace the preset's"
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--when", choices=("always", "auto"), default="always", help="auto: only where it gains")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, …")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the weights")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (PyTorch's choice)")
+    parser.add_argument("--threads", type=up_to(MOST_THREADS), metavar="N", help="CPU threads (PyTorch's choice)")
     parser.add_argument("--output", type=Path, default=Path("image.png"), metavar="FILE", help="PNG; seeds are added")
 
 

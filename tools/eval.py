@@ -13,13 +13,14 @@ import shlex
 from typing import Any
 
 from .allocator import keep_freed_memory
-from .cli import UserError
+from .cli import MOST_CLASSES, MOST_IMAGES, MOST_SEED, MOST_SIDE, MOST_THREADS, UserError, whole_number
 from .evaluation.results import ResultsFile
 from .evaluation.session import Session
 from .evaluation.sources import kind_of
 
 # As in a recipe of attnzoo train.
 _MOST_WORKERS = 256
+_positive, _count = whole_number(1), whole_number(0)
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -44,8 +45,9 @@ def _add_data_arguments(group: Any) -> None:
     group.add_argument("--subset", action="store_true", help="allow folders and the model's classes to differ")
     group.add_argument("--limit", type=_positive, metavar="N", help="evaluate N samples, drawn by --seed")
     group.add_argument(
-        "--img-size", type=_positive, nargs="+", metavar="N", help="side, or height and width (the model's)"
-    )
+        "--img-size", type=whole_number(1, MOST_SIDE), nargs="+", metavar="N",
+        help="side, or height and width (the model's)",
+    )  # fmt: skip
     group.add_argument("--crop-pct", type=_fraction, metavar="F", help="share of the resized image kept (the model's)")
     group.add_argument("--crop-mode", choices=("center", "squash", "border"), help="how to crop (the model's)")
     group.add_argument("--interpolation", choices=_INTERPOLATIONS, help="how to resize (the model's)")
@@ -66,7 +68,9 @@ def _add_model_arguments(group: Any) -> None:
         "--allow-missing", nargs="+", default=[], metavar="NAME",
         help="tensors that FILE need not have, with * and ?; they stay at random",
     )  # fmt: skip
-    group.add_argument("--num-classes", type=_positive, metavar="N", help="classes of the checkpoint (the model's)")
+    group.add_argument(
+        "--num-classes", type=whole_number(1, MOST_CLASSES), metavar="N", help="classes of the checkpoint (the model's)"
+    )
     group.add_argument(
         "--model-kwargs", type=_assignment, nargs="+", default=[], metavar="NAME=VALUE", help="to the model"
     )
@@ -77,46 +81,34 @@ def _add_model_arguments(group: Any) -> None:
 
 def _add_run_arguments(group: Any) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-    group.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images in a batch")
     group.add_argument(
-        "--workers", type=_workers, default=min(4, os.cpu_count() or 1), metavar="N", help="loader processes"
+        "--batch-size", type=whole_number(1, MOST_IMAGES), default=64, metavar="N", help="images in a batch"
     )
-    group.add_argument("--threads", type=_positive, metavar="N", help="PyTorch's CPU threads (PyTorch's choice)")
-    group.add_argument("--seed", type=_count, default=0, metavar="N", help="of --limit and of random weights")
+    group.add_argument(
+        "--workers",
+        type=whole_number(0, _MOST_WORKERS),
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="loader processes",
+    )
+    group.add_argument(
+        "--threads", type=whole_number(1, MOST_THREADS), metavar="N", help="CPU threads (PyTorch's choice)"
+    )
+    group.add_argument(
+        "--seed", type=whole_number(0, MOST_SEED), default=0, metavar="N", help="of --limit and of random weights"
+    )
     group.add_argument("--results", metavar="FILE", help="write FILE.json, or a row of FILE.csv")
     group.add_argument("--resume", action="store_true", help="go on with the partial run in the results file")
     group.add_argument("--overwrite", action="store_true", help="start again over a partial run or another file")
     group.add_argument("--save-every", type=_positive, default=10, metavar="N", help="batches between partial results")
 
 
-def _number(text: str, low: float, kind: type, what: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not value >= low:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
-
-
-def _positive(text: str) -> int:
-    return _number(text, 1, int, "a whole number of at least 1")
-
-
-def _count(text: str) -> int:
-    return _number(text, 0, int, "a whole number of at least 0")
-
-
-def _workers(text: str) -> int:
-    value = _count(text)
-    if value > _MOST_WORKERS:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST_WORKERS}")
-    return value
-
-
 def _fraction(text: str) -> float:
-    value = _number(text, 1e-3, float, "a share of 0.001 to 1")
-    if value > 1:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-3 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share of 0.001 to 1")
     return value
 

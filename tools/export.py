@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .benchmarks.options import check_files
-from .cli import EXIT_INCOMPLETE, EXIT_OK, UserError
+from .cli import EXIT_INCOMPLETE, EXIT_OK, MOST_CLASSES, MOST_SIDE, UserError, up_to, whole_number
 
 if TYPE_CHECKING:
     from .evaluation.models import Subject
@@ -21,10 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (MODEL.onnx); with --all a folder")
     weights = parser.add_argument_group("weights (published ones unless told otherwise)")
     weights.add_argument("--checkpoint", metavar="FILE", help="take the weights from this file")
-    weights.add_argument("--num-classes", type=int, metavar="N", help="classes of the checkpoint")
+    weights.add_argument(
+        "--num-classes", type=whole_number(1, MOST_CLASSES), metavar="N", help="classes of the checkpoint"
+    )
     weights.add_argument("--random-weights", action="store_true", help="leave the weights random, from seed 0")
     shapes = parser.add_argument_group("shapes")
-    shapes.add_argument("--img-size", type=int, nargs="+", metavar="N", help="side, or height and width (the model's)")
+    size = up_to(MOST_SIDE)
+    shapes.add_argument("--img-size", type=size, nargs="+", metavar="N", help="side, or height and width (the model's)")
     shapes.add_argument(
         "--dynamic-batch", action=argparse.BooleanOptionalAction, default=True, help="take any batch; else only 2"
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..kernels import use_backend
 from ..weights import cache, manifest, pretrained_file
-from .cli import UserError
+from .cli import MOST_SIDE, UserError, up_to
 from .counting import fewest_multiply_adds
 from .evaluation.models import check_name
 
@@ -25,8 +25,9 @@ _COUNTER = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="name of a model of attnzoo or timm, with or without tag")
     parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar="N", help="side, or height and width, to count at (the model's)"
-    )
+        "--img-size", type=up_to(MOST_SIDE), nargs="+", metavar="N",
+        help="side, or height and width, to count at (the model's)",
+    )  # fmt: skip
     parser.add_argument("--activations", action="store_true", help="count outputs of convolutions and linear layers")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -80,7 +81,7 @@ def _costs(model: nn.Module, input_size: tuple[int, ...], name: str, activations
     try:
         count, backend = fewest_multiply_adds(model, image)
         outputs = _outputs(model, image) if activations else 0
-    except (ValueError, AssertionError, RuntimeError) as error:
+    except (ValueError, AssertionError, RuntimeError, OverflowError) as error:
         side = "x".join(map(str, input_size[1:]))
         raise UserError(f"{name} does not take {side} images: {error}") from None
     costs: dict[str, Any] = {"gmacs": round(count / 1e9, 4), "counter": _COUNTER.format(backend=backend)}

@@ -11,7 +11,7 @@ or a prediction was not finite, 130 when interrupted.
 import argparse
 from pathlib import Path
 
-from .cli import HelpFormatter
+from .cli import MOST_SEED, HelpFormatter, whole_number
 
 _LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--amp", action="store_true", help="train in mixed precision (on a GPU)")
     sub.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
-    sub.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default: the config's, or 0)")
+    sub.add_argument(
+        "--seed",
+        type=whole_number(0, MOST_SEED),
+        help="seed of weights, order and augmentation (default: the config's, or 0)",
+    )
 
     sub = action("test", "Evaluate a checkpoint.")
     sub.add_argument("checkpoint", metavar="CHECKPOINT", help="the weights, published ones or your own")

@@ -1,7 +1,6 @@
 """Write the table of all models: measured beside published, and the proof of parity."""
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from ..weights.manifest import Entry, entries
 from ..zoo import list_models
 from .cli import UserError
 from .dense.matrix import with_configs
-from .files import write_atomic
+from .files import read_json, read_text, write_atomic
 from .info import describe
 
 _PARITY = Path(__file__).parents[1] / "results" / "parity.json"
@@ -75,10 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.readme is not None:
-        write_atomic(args.readme, with_summary(args.readme.read_text(encoding="utf-8")).encode())
+        write_atomic(args.readme, with_summary(read_text(args.readme)).encode())
         return 0
     if args.configs is not None:
-        write_atomic(args.configs, with_configs(args.configs.read_text(encoding="utf-8")).encode())
+        write_atomic(args.configs, with_configs(read_text(args.configs)).encode())
         return 0
     text = models_table(args.pattern, args.parity)
     if args.output is None:
@@ -98,9 +97,11 @@ def models_table(pattern: str = "*", parity: Path = _PARITY) -> str:
     if not names:
         raise UserError(f"no model matches {pattern!r}; 'attnzoo list' shows all")
     try:
-        errors = json.loads(parity.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{parity}: {error}; 'make parity' writes it") from None
+        errors = read_json(parity)
+    except UserError as error:
+        raise UserError(f"{error}; 'make parity' writes it") from None
+    if not isinstance(errors, dict) or not all(isinstance(error, float | int | None) for error in errors.values()):
+        raise UserError(f"{parity} is no table of errors by model; 'make parity' writes it")
     notes: list[str] = []
     rows = [_row(name, errors, notes) for name in names]
     footnotes = "".join(f"\n[^{i}]: {note}\n" for i, note in enumerate(notes, 1))

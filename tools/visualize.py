@@ -9,7 +9,7 @@ import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli import EXIT_OK, UserError
+from .cli import EXIT_OK, MOST_CLASSES, MOST_SEED, MOST_SIDE, UserError, up_to, whole_number
 
 if TYPE_CHECKING:
     from ..zoo import AttentionMap
@@ -26,10 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query", type=_point, metavar="X,Y", help="pixel of the photograph to ask about (the centre)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to load")
     parser.add_argument("--pretrained", action="store_true", help="load the model's default published weights")
-    parser.add_argument("--num-classes", type=int, metavar="N", help="classes of the checkpoint's classifier")
-    parser.add_argument("--seed", type=int, default=0, help="seed of random weights")
     parser.add_argument(
-        "--img-size", type=int, nargs="+", metavar="N", help="shorter side, or height and width (the model's)"
+        "--num-classes", type=whole_number(1, MOST_CLASSES), metavar="N", help="classes of the checkpoint's classifier"
+    )
+    parser.add_argument("--seed", type=whole_number(0, MOST_SEED), default=0, help="seed of random weights")
+    parser.add_argument(
+        "--img-size",
+        type=up_to(MOST_SIDE),
+        nargs="+",
+        metavar="N",
+        help="shorter side, or height and width (the model's)",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, default=Path("out/visualize"), help="where pictures go")
     parser.add_argument("--html", action="store_true", help="also write index.html, one page with every picture in it")

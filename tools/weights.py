@@ -92,7 +92,7 @@ def _list(args: argparse.Namespace) -> int:
     pattern = args.pattern if any(sign in args.pattern for sign in "*?[") else f"*{args.pattern}*"
     rows = [entry for entry in entries() if fnmatchcase(entry.id, pattern) and args.task in (None, entry.task)]
     if args.json:
-        print(json.dumps([dataclasses.asdict(entry) for entry in rows], indent=1, ensure_ascii=False))
+        print(json.dumps([dataclasses.asdict(entry) for entry in rows], indent=1))
         return EXIT_OK
     if not rows:
         hint = did_you_mean(args.pattern, [entry.id for entry in entries()])

@@ -107,6 +107,8 @@ def test_what_is_chosen_is_named(gallery: Gallery, tmp_path: Path, cat: Image.Im
         (Choice("dinat_nano", None, None, " 7 "), "no checkpoint file is given"),
         (Choice("dinat_nano", None, str(file), "0"), "at least 1 class, not 0"),
         (Choice("dinat_nano", None, str(file), "many"), "is no number of classes; 1000 works"),
+        (Choice("dinat_nano", None, str(file), "9" * 5000), "is no number of classes; 1000 works"),
+        (Choice("dinat_nano", None, str(file), "99999999999"), "1000000 classes are the most"),
         (Choice("dinat_nanu"), "did you mean dinat_nano"),
     ):
         assert message in answer(gallery, cat, None, wrong).note

@@ -311,6 +311,7 @@ def test_a_run_that_ends_early_leaves_the_cases_before(tmp_path, monkeypatch):
         (["ops", "--json", "nowhere/ops.json"], "nowhere/ops.json cannot be written"),
         (["models", "--markdown", "."], ". cannot be written"),
         (["ops", "--device", "abacus"], "--device abacus: "),
+        (["ops", "--device", "hpu"], "--device hpu: "),
         (["ops", "--device", "meta"], "--device is meta; cpu and cuda"),
         (["models", "van_b00"], "no model is called van_b00; did you mean van_b0"),
         (["docs", "--results", "nowhere"], "nowhere has no cpu-ops.json"),

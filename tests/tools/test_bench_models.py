@@ -161,6 +161,8 @@ def test_rows_of_another_machine_are_not_mixed_in(tmp_path: Path, capsys) -> Non
         (["--backend", "cuda"], "--backend is cuda; it is one of auto, torch"),
         (["--batch", "1,0"], "--batch is 0; at least 1"),
         (["--img-size", "0x32"], "--img-size is 0; at least 1"),
+        (["--batch", "9" * 30], "9999; 1048576 is the most"),
+        (["--img-size", "64x99999"], "--img-size is 99999; 16384 is the most"),
         (["--resume"], "--resume needs --json FILE"),
         (["--csv", "nowhere/models.csv"], "nowhere/models.csv cannot be written"),
         (["--device", "cpu,abacus"], "--device abacus: "),
@@ -173,7 +175,9 @@ def test_bad_input(words: list[str], message: str, capsys) -> None:
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--img-size", "12x12x12"], ["--img-size", "a"], ["--batch", "one"]])
+@pytest.mark.parametrize(
+    "words", [["--img-size", "9" * 5000], ["--img-size", "12x12x12"], ["--img-size", "a"], ["--batch", "one"]]
+)
 def test_what_is_no_list_is_refused_by_the_parser(words: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         bench(*words)

@@ -229,6 +229,9 @@ def test_nan_weights_are_refused(tmp_path, capsys):
         (["--model-kwargs", "pretrained_strict=False"], "and pretrained_strict is none"),
         (["--model-kwargs", "features_only=True"], "and features_only is none"),
         (["--model-kwargs", "cache_dir=5"], "and cache_dir is none"),
+        (["--device", "hpu"], "device hpu cannot be used"),
+        (["--device", "privateuseone"], "device privateuseone cannot be used"),
+        (["--device", "meta"], "device meta cannot be used"),
     ],
 )
 def test_bad_options_give_one_line(tmp_path, capsys, words, expected):

@@ -66,3 +66,20 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text("no markers", encoding="utf-8")
     assert main(["table", "--readme", str(tmp_path / "README.md")]) == 2
     assert "lacks the lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--readme", "--configs", "--parity"])
+def test_files_that_are_no_text(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    for path, message in ((tmp_path, "Is a directory"), (picture, "picture.png is no text")):
+        assert main(["table", "--pattern", "nat_mini", option, str(path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"nat_mini": "small"}'])
+def test_parity_of_another_kind(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "parity.json"
+    file.write_text(text)
+    assert main(["table", "--pattern", "nat_mini", "--parity", str(file)]) == 2
+    assert "'make parity' writes it" in capsys.readouterr().err

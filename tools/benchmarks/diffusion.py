@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import EXIT_OK, UserError
+from ..cli import EXIT_OK, MOST_IMAGES, MOST_SIDE, MOST_THREADS, UserError, up_to
 from .timing import processor
 
 if TYPE_CHECKING:
@@ -23,15 +23,19 @@ _FACTOR = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768, 1024], metavar="N", help="image sides")
+    parser.add_argument(
+        "--sizes", type=up_to(MOST_SIDE), nargs="+", default=[512, 768, 1024], metavar="N", help="image sides"
+    )
     parser.add_argument(
         "--presets", nargs="+", choices=PRESETS, default=["paper", "cpu"], help="timed in a step with agents"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of weights")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images; guidance takes two for one")
-    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="timed steps of each variant")
+    parser.add_argument("--threads", type=up_to(MOST_THREADS), default=1, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--batch-size", type=up_to(MOST_IMAGES), default=1, metavar="N", help="images; guidance takes two for one"
+    )
+    parser.add_argument("--repeats", type=up_to(10**6), default=2, metavar="N", help="timed steps of each variant")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures here as JSON")
 
 

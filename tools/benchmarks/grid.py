@@ -5,7 +5,7 @@ import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..cli import UserError
+from ..cli import MOST_IMAGES, MOST_SIDE, UserError
 from .options import DTYPES, check_count
 from .report import Report
 
@@ -68,10 +68,10 @@ def setups(args: argparse.Namespace) -> list[Setup]:
         if wrong := [value for value in getattr(args, option) if value not in known]:
             raise UserError(f"--{option} is {wrong[0]}; it is one of {', '.join(known)}")
     for number in args.batch or ():
-        check_count("batch", number)
+        check_count("batch", number, MOST_IMAGES)
     sizes = [_sides(text) for text in args.img_size]
     for side in itertools.chain(*sizes):
-        check_count("img-size", side)
+        check_count("img-size", side, MOST_SIDE)
     combinations = itertools.product(args.device, args.dtype, args.backend, args.batch or [8], sizes)
     return [Setup(*combination) for combination in combinations]
 
@@ -100,7 +100,9 @@ def _numbers(text: str) -> list[int]:
 
 def _sizes(text: str) -> list[str]:
     words = _words(text)
-    if not all(side.isdecimal() for word in words for side in word.split("x")) or any(w.count("x") > 1 for w in words):
+    # Python converts no number of thousands of digits.
+    sides = [side.isdecimal() and len(side) < 20 for word in words for side in word.split("x")]
+    if not all(sides) or any(word.count("x") > 1 for word in words):
         raise argparse.ArgumentTypeError(f"{text} is no list of sizes, such as 224,448x672")
     return words
 

@@ -224,7 +224,7 @@ def _begin(args: argparse.Namespace) -> Report:
         now["device"] = "; ".join(machine(device)["device"] for device in devices)
     if not (args.resume and args.json.exists()):
         return {"subject": "models", "setting": now, "rows": [], "failed": []}
-    report = read_report(args.json)
+    report = read_report(args.json, tables=True)
     if report["subject"] != "models":
         raise UserError(f"--resume: {args.json} is a report of attnzoo bench {report['subject']}")
     refuse_other_machine(report, now)

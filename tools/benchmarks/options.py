@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import UserError
+from ..cli import MOST_IMAGES, MOST_THREADS, UserError, up_to
 from ..files import write_atomic
 from .report import Report, markdown, write_report
 
@@ -38,15 +38,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and inputs")
-    parser.add_argument("--batch", type=int, metavar="N", help="images (8; 2 for the largest)")
+    parser.add_argument("--batch", type=up_to(MOST_IMAGES), metavar="N", help="images (8; 2 for the largest)")
 
 
 def add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     """What has one value in a run, also where several devices or sizes are measured."""
     parser.add_argument("--backward", action="store_true", help="time forward and backward")
     parser.add_argument("--compile", action="store_true", help="time torch.compile's programs too; takes minutes")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads")
-    parser.add_argument("--repeat", type=int, default=9, metavar="N", help="samples of each; of slow ones three")
+    parser.add_argument("--threads", type=up_to(MOST_THREADS), default=1, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--repeat", type=up_to(10**6), default=9, metavar="N", help="samples of each; of slow ones three"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here")
 
@@ -67,10 +69,12 @@ def prepare(args: argparse.Namespace) -> "torch.device":
     return device
 
 
-def check_count(name: str, value: int | None) -> None:
-    """Raises UserError where the option ``--name`` was given a number below 1."""
+def check_count(name: str, value: int | None, most: int = 2**31 - 1) -> None:
+    """Raises UserError where the option ``--name`` was given a number below 1 or above ``most``."""
     if value is not None and value < 1:
         raise UserError(f"--{name} is {value}; at least 1 is needed")
+    if value is not None and value > most:
+        raise UserError(f"--{name} is {value}; {most} is the most")
 
 
 def check_files(*paths: Path | None) -> None:
@@ -91,7 +95,7 @@ def open_device(name: str) -> "torch.device":
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device is {name}; cpu and cuda can be timed")

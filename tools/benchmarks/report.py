@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cli import UserError
-from ..files import write_atomic
+from ..files import read_json, write_atomic
+from .whole import lacking
 
 FORMAT = "attnzoo-bench/1"
 SUBJECTS = ("ops", "layers", "models")
@@ -29,18 +30,20 @@ def write_report(path: Path, report: Report) -> None:
     write_atomic(path, (json.dumps({"format": FORMAT, **report}, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: Path, tables: bool = False) -> Report:
     """What :func:`write_report` wrote.
+
+    Args:
+        tables: whether tables of models are to be written of it, too, and not pictures alone.
 
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    report = read_json(path)
     if not isinstance(report, dict) or report.get("format") != FORMAT or report.get("subject") not in SUBJECTS:
         raise UserError(f"{path} is no report of attnzoo bench ops, layers or models")
+    if lost := lacking(report, tables):
+        raise UserError(f"{path} is no whole report: {lost} is missing, or not what attnzoo bench writes")
     return report
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..cli import UserError
+from ..evaluation.images import open_image
 from .extras import import_extra
 
 # Scans of text are left out, since the toys' classes are digits; so is the second eye of the motorcycle's stereo pair.
@@ -46,7 +47,7 @@ def photograph(name: str) -> np.ndarray:
     if not path.is_file():
         version = getattr(installed, "__version__", "")
         raise UserError(f"{package} {version} does not bring {file}; its versions 0.22 to 0.26 do")
-    image = Image.open(path).convert("RGB")
+    image = open_image(path).convert("RGB")
     image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     pixels.setflags(write=False)

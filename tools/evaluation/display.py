@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..cli import printable
 from .loop import State
 
 
@@ -82,11 +83,6 @@ def _print_error(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
-def printable(text: str) -> str:
-    """The text with what names of files may have spelt out: line breaks, escape sequences, bytes that are no UTF-8."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def print_result(results: dict[str, Any]) -> None:
     """The figures, their denominator, and everything that went into neither."""
     counts = results["counts"]
@@ -104,7 +100,7 @@ def print_result(results: dict[str, Any]) -> None:
     if counts["excluded"]:
         print(f"{counts['excluded']:,} unreadable images left out of these figures:")
         for item in results["excluded"][:10]:
-            print(printable(f"  {item['file']}: {item['reason']}"))
+            print(f"  {printable(item['file'])}: {printable(item['reason'])}")
         if counts["excluded"] > 10:
             print(f"  and {counts['excluded'] - 10:,} more")
     if counts["non_finite"]:

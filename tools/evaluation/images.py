@@ -1,18 +1,47 @@
 """Decodes one image as published evaluations do, and says what was unusual about it."""
 
+import stat
 import warnings
+from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+
+# What Pillow may take a file for, whatever its name says. It knows dozens more, most of them hardly used: each is code
+# that a stranger's file reaches, and for EPS it runs Ghostscript.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+# Files that timm, torchvision and datasets open themselves start no program either: none is looked for any more.
+EpsImagePlugin.gs_binary = False
+
+# A strip of one row that is resized to a model's height gets as many times longer: beyond this it fills the memory.
+MOST_TIMES_LONGER = 1000
 
 _ORIENTATION = 0x0112
 
 
 class UnreadableImage(Exception):
     """The image cannot be decoded; the message says why without naming the file."""
+
+
+def open_image(source: IO[bytes] | Path) -> Image.Image:
+    """``Image.open`` for files from anywhere, which are only taken for one of ``FORMATS``."""
+    return Image.open(source, formats=FORMATS)
+
+
+def read_image(path: Path, mode: str = "RGB", exif: bool = False) -> Image.Image:
+    """Decodes an image file, as :func:`decode` does.
+
+    Raises:
+        OSError: It cannot be opened.
+        UnreadableImage: It is no image or no regular file: to open a pipe would wait for ever.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UnreadableImage("not a regular file")
+    with path.open("rb") as file:
+        return decode(file, mode, exif)[0]
 
 
 def decode(source: IO[bytes] | Image.Image, mode: str = "RGB", exif: bool = False) -> tuple[Image.Image, list[str]]:
@@ -28,12 +57,13 @@ def decode(source: IO[bytes] | Image.Image, mode: str = "RGB", exif: bool = Fals
         ``EXIF-rotated``, ``grey``, ``palette``, ``float`` and ``other colours``.
 
     Raises:
-        UnreadableImage: Whatever is wrong with the file, a decompression bomb included.
+        UnreadableImage: Whatever is wrong with the file, a decompression bomb or an endless strip included.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image = source if isinstance(source, Image.Image) else open_image(source)
+            _check_shape(image)
             notes = ["animated"] if getattr(image, "is_animated", False) else []
             image.load()
             image, turned = _orient(image, exif)
@@ -46,6 +76,14 @@ def decode(source: IO[bytes] | Image.Image, mode: str = "RGB", exif: bool = Fals
     except Exception as error:
         text = " ".join(str(error).split()) or "no reason given"
         raise UnreadableImage(text if isinstance(error, OSError) else f"{type(error).__name__}: {text}") from None
+
+
+def _check_shape(image: Image.Image) -> None:
+    short, long = sorted(image.size)
+    if long > MOST_TIMES_LONGER * short:
+        raise UnreadableImage(
+            f"a strip of {image.width} x {image.height} pixels, over {MOST_TIMES_LONGER} times as long as wide"
+        )
 
 
 def _unidentified(stream: IO[bytes]) -> str:

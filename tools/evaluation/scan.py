@@ -83,8 +83,7 @@ def _scan_one(folder: Path, relative: str, listing: Listing) -> list[tuple[Path,
             listing.skip("hidden", path)
         elif _is_dir(entry):
             below.append((Path(entry.path), path, entry.is_symlink()))
-        # A dangling link to an image is an image that cannot be read: counted when it is.
-        elif entry.is_symlink() or entry.is_file():
+        elif _is_file(entry):
             _add_file(listing, path)
         else:
             listing.skip("not a regular file", path)
@@ -103,6 +102,14 @@ def _is_dir(entry: os.DirEntry) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """A regular file, or a link that leads nowhere: an image that cannot be read, and is counted when it is."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # a link to itself
+        return entry.is_symlink()
 
 
 def scan_tar(path: Path) -> Listing:

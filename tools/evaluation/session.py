@@ -222,6 +222,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
+        if device.type == "meta":
+            raise ValueError("it computes shapes and no numbers")
+    except (RuntimeError, AssertionError, ValueError, ImportError) as error:
         raise UserError(f"device {name} cannot be used: {str(error).splitlines()[0]}") from None
     return device

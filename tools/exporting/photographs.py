@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..cli import UserError
 from ..data.extras import import_extra
+from ..evaluation.images import UnreadableImage, read_image
 
 # Of colour, and inside scikit-image's wheel: nothing is downloaded.
 _NAMES = ("astronaut", "cat", "coffee", "rocket", "retina", "hubble_deep_field", "immunohistochemistry")
@@ -44,8 +45,8 @@ def _read(folder: Path) -> list[Image.Image]:
     images = []
     for path in paths:
         try:
-            images.append(Image.open(path).convert("RGB"))
-        except OSError as error:
+            images.append(read_image(path))
+        except (OSError, UnreadableImage) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
     return images
 

@@ -14,7 +14,7 @@ import torch
 from ...zoo import list_models
 from ..benchmarks.options import check_files
 from ..cli import EXIT_INCOMPLETE, EXIT_OK, UserError, did_you_mean
-from ..files import write_atomic
+from ..files import read_json, write_atomic
 from .formats import SUFFIXES, metadata
 from .job import Request, export, settle, temporary
 from .program import other_size
@@ -91,15 +91,16 @@ def _begin(args: argparse.Namespace) -> dict[str, Any]:
     empty = {"format": FORMAT, "setting": setting, "models": {}}
     if not (args.resume and args.json.exists()):
         return empty
-    try:
-        known = json.loads(args.json.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.json} cannot be read: {error}") from None
-    if not isinstance(known, dict) or known.get("format") != FORMAT:
+    known = read_json(args.json)
+    if not isinstance(known, dict) or known.get("format") != FORMAT or not _is_models(known.get("models")):
         raise UserError(f"{args.json} is no report of attnzoo export --all")
-    if known["setting"] != setting:
+    if known.get("setting") != setting:
         raise UserError(f"--resume: {args.json} was written with other versions or options; write another file")
     return known
+
+
+def _is_models(models: Any) -> bool:
+    return isinstance(models, dict) and all(isinstance(row, dict) and "status" in row for row in models.values())
 
 
 def _row(name: str, args: argparse.Namespace) -> dict[str, Any]:

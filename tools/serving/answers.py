@@ -49,7 +49,9 @@ class Choice:
             UserError: there is no such model, or the number of classes is none.
         """
         text = (self.classes or "").strip()
-        if text and not text.isdecimal():
+        # More digits than any number of classes has are more than Python converts.
+        if text and not (text.isdecimal() and len(text) <= 12):
+            text = text if len(text) <= 40 else f"{text[:37]}..."
             raise UserError(f"{text!r} is no number of classes; 1000 works, or nothing for the model's own")
         return Source.of(self.model or "", self.checkpoint, int(text) if text else None)
 
@@ -65,6 +67,8 @@ def answer(gallery: Gallery, image: Image.Image | None, point: Pixel | None, cho
         exhibit = gallery.get(choice.source())
     except (UserError, CheckpointError) as error:
         return Answer(note=line(error, "error"))
+    except MemoryError:
+        return Answer(note=line("the memory is not enough for this model with so many classes", "error"))
     layer = choice.layer if choice.layer in exhibit.layers else exhibit.layer
     known = dict(layers=exhibit.layers, layer=layer)
     origin = line(exhibit.note, "" if exhibit.trained else "warning")

@@ -11,7 +11,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...weights import CheckpointError, cache, manifest, pretrained_file
 from ...zoo import attention_maps, list_models
-from ..cli import UserError
+from ..cli import MOST_CLASSES, UserError
 from ..data.digits import CLASSES as DIGITS
 from ..evaluation.models import Subject, check_name, load_subject
 
@@ -49,6 +49,8 @@ class Source:
             raise UserError(f"{num_classes} classes are asked for, but no checkpoint file is given that has them")
         if num_classes is not None and num_classes < 1:
             raise UserError(f"a checkpoint has at least 1 class, not {num_classes}")
+        if num_classes is not None and num_classes > MOST_CLASSES:
+            raise UserError(f"{MOST_CLASSES} classes are the most that a model is built with, not {num_classes}")
         stamp = None
         if checkpoint and Path(checkpoint).is_file():
             info = Path(checkpoint).stat()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...zoo import AttentionMap, attention_maps
 from ...zoo.maps.receptive_field import ReceptiveFieldMap
 from ..cli import UserError
-from ..evaluation.images import UnreadableImage, decode
+from ..evaluation.images import UnreadableImage, decode, open_image
 from ..visualization.drawing import describe
 from ..visualization.panels import heat, new_figure
 from .gallery import Exhibit
@@ -83,7 +83,7 @@ def read(path: str) -> Image.Image:
 def _check_size(file: IO[bytes]) -> None:
     """Refuses a small file that would fill the memory, before a pixel is decoded."""
     try:
-        width, height = Image.open(file).size
+        width, height = open_image(file).size
     except Exception:  # decode() says what is wrong
         width = height = 0
     file.seek(0)

@@ -14,6 +14,7 @@ from torchvision import transforms
 
 from ..cli import UserError
 from ..data.digits import digits_dataset
+from ..evaluation.images import open_image
 from . import schema
 from .seeding import ORDER, SAMPLE, derive, seed_cpu
 
@@ -52,7 +53,7 @@ class WithoutSubstitutes(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         try:
             file, target = self.reader[index][:2]
-            with file, Image.open(file) as opened:
+            with file, open_image(file) as opened:
                 image = opened.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             name = self.reader.filename(index)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ...zoo.maps.base import AttentionMap
 from ..data.extras import import_extra
+from ..evaluation.images import open_image
 
 COLUMNS = 5
 INCHES = 2.3
@@ -70,7 +70,7 @@ def to_png(figure: Any) -> bytes:
     """The figure without transparency, compressed as far as it goes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    image = Image.open(buffer).convert("RGB")
+    image = open_image(buffer).convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "png", optimize=True)
     return buffer.getvalue()

@@ -10,8 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..cli import UserError
-from ..evaluation.images import UnreadableImage, decode
+from ..evaluation.images import UnreadableImage, read_image
 from ..evaluation.models import Subject
+
+# Of one image for a model, whose maps of it take hundreds of times as much memory.
+MOST_PIXELS = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,15 @@ def load_photographs(paths: list[Path], subject: Subject, img_size: list[int] | 
         img_size: the shorter side, or height and width.
 
     Raises:
-        UserError: a file is missing or is no image.
+        UserError: a file is missing or is no image, or would be too large.
     """
     channels, *sides = subject.model.pretrained_cfg["input_size"]
     found: list[Photograph] = []
     for path in paths:
         image = _read(path, "L" if channels == 1 else "RGB")
-        small = image.resize(_size(image.size, img_size or [min(sides)]), Image.Resampling.BICUBIC)
+        size = _size(image.size, img_size or [min(sides)])
+        _check_size(str(path), size)
+        small = image.resize(size, Image.Resampling.BICUBIC)
         taken = {one.name for one in found}
         name = next(name for name in _names(path.stem) if name not in taken)
         found.append(Photograph(name, np.asarray(small.convert("RGB")), _normalised(small, subject), image.size))
@@ -67,20 +72,33 @@ def load_photographs(paths: list[Path], subject: Subject, img_size: list[int] | 
 
 
 def grey(subject: Subject, img_size: list[int] | None) -> Tensor:
-    """A grey image of the model's size, for what does not depend on the image."""
+    """A grey image of the model's size, for what does not depend on the image.
+
+    Raises:
+        UserError: it would be too large.
+    """
     channels, *sides = subject.model.pretrained_cfg["input_size"]
     height, width = (img_size[0], img_size[-1]) if img_size else sides
+    _check_size("an image", (width, height))
     return torch.zeros(channels, height, width)
 
 
 def _read(path: Path, mode: str) -> Image.Image:
     try:
-        with path.open("rb") as file:
-            return decode(file, mode, exif=True)[0]
+        return read_image(path, mode, exif=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnreadableImage as error:
         raise UserError(f"{path} cannot be decoded: {error}") from None
+
+
+def _check_size(what: str, size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise UserError(
+            f"{what} would be {width} x {height} pixels for the model, {MOST_PIXELS // 10**6} million is the most; "
+            "--img-size HEIGHT WIDTH sets both sides"
+        )
 
 
 def _size(size: tuple[int, int], img_size: list[int]) -> tuple[int, int]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...evaluation.images import open_image
+
 NAMED = 5
 # Reading all of COCO takes minutes; so many files, evenly spread, show whether a set was unpacked well.
 OPENED = 2000
@@ -68,7 +70,7 @@ def present(folder: Path, names: Sequence[str]) -> set[str]:
 def image_size(path: Path) -> tuple[int, int] | None:
     """Height and width of an image that decodes to its end, None if it does not."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             return image.height, image.width
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

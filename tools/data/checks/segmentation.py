@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ...cli import UserError
+from ...evaluation.images import open_image
 from .report import Report, image_size, present, spread
 
 MISSING_IMAGE, MISSING_MAP = "images missing", "images without label map"
@@ -101,7 +101,7 @@ def _check_pair(report: Report, image: Path, label_map: Path, valid: set[int], u
     if image_size(label_map) is None:
         report.add(UNREADABLE_MAP, label_map.name)
         return
-    with Image.open(label_map) as opened:
+    with open_image(label_map) as opened:
         values = np.asarray(opened)
     if values.ndim != 2:
         report.add(CHANNELS, f"{label_map.name} ({values.shape[-1]})")
