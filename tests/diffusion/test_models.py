@@ -334,6 +334,8 @@ def test_bad_sizes(call, message):
 def test_unknown_inputs():
     with pytest.raises(ValueError, match="inputs of ControlNetModel are not known"):
         estimate_agent_attention(controlnet(), 512, 512)
+    with pytest.raises(ValueError, match="inputs of MultiControlNetModel are not known"):
+        estimate_agent_attention(MultiControlNetModel([controlnet()]), 512, 512)
 
 
 def test_wrong_type_of_pipeline_part():

@@ -165,7 +165,7 @@ def count_flops(model: nn.Module, height: int, width: int) -> int:
 
 def _example_inputs(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     """Inputs of one image, or one frame, by the model's class."""
-    name, config = type(model).__name__, model.config
+    name, config = type(model).__name__, getattr(model, "config", {})
     sample = torch.empty(1, config.get("in_channels", 4), height, width)
     inputs: dict[str, Any] = {"timestep": torch.zeros(1)}
     if name in ("UNet2DConditionModel", "UNetMotionModel"):
