@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .allocator import keep_freed_memory
+from .benchmarks.diffusion import PRESETS
 from .cli import EXIT_OK, MOST_SEED, MOST_SIDE, MOST_THREADS, UserError, up_to, whole_number
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=up_to(10**6), default=50, metavar="N", help="denoising steps")
     parser.add_argument("--height", type=up_to(MOST_SIDE), metavar="N", help="of the image (the pipeline's)")
     parser.add_argument("--width", type=up_to(MOST_SIDE), metavar="N", help="of the image (the pipeline's)")
-    parser.add_argument("--preset", default="paper", help="paper, hires or cpu")
+    parser.add_argument("--preset", choices=PRESETS, default="paper", help="of settings")
     parser.add_argument(
         "--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="settings that replace the preset's"
     )

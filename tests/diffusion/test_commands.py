@@ -2,16 +2,19 @@
 
 import json
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from PIL import Image
 from pipelines import PROMPT, latents_of, pipeline
 
 from attnzoo.diffusion import AgentSelfAttention, apply_agent_attention, compare_agent_attention
 from attnzoo.tools.benchmarks import diffusion as bench
 from attnzoo.tools.main import main
-from attnzoo.zoo.diffusion.compare import step_callback
+from attnzoo.zoo.diffusion.compare import step_callback, warm_up_steps
 
 SMALL = ["--height", "64", "--width", "64", "--steps", "3", "--threads", "1", "--device", "cpu"]
 
@@ -77,7 +80,6 @@ def test_estimates_without_drawing(folder, tmp_path, capsys):
 
 BAD = [
     (["--steps", "3"], "--prompt is needed"),
-    (["--prompt", "a", "--preset", "fast"], "preset is 'fast'; it is one of"),
     (["--prompt", "a", "--set", "merge_ratio=1"], "merge_ratio is 1;"),
     (["--prompt", "a", "--set", "speed=2"], "no setting 'speed'"),
     (["--prompt", "a", "--set", "levels=[9]"], "leaves nothing to patch"),
@@ -95,6 +97,15 @@ def test_bad_input_is_one_line(folder, capsys, tmp_path, monkeypatch, words, mes
     assert error.startswith("attnzoo diffuse: ")
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_is_refused_before_the_pipeline_is_looked_at(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["diffuse", "nowhere", "--preset", "papre"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "papre" in error
+    assert "nowhere" not in error
 
 
 def test_no_pipeline(tmp_path, capsys):
@@ -129,6 +140,59 @@ def test_comparison(pipe):
         assert 0 < row["mean"] < row["largest"] <= 255
     assert found.speedup > 0
     assert found.picture().size == (3 * 128 + 8, 2 * (128 + 16))
+
+
+@pytest.mark.parametrize("kind", ["image", "inpaint"])
+@pytest.mark.parametrize("strength", [None, 0.3])
+def test_comparison_of_images_to_images(pipe, kind, strength):
+    """Their warm-up of one step would have none."""
+    other = {"image": StableDiffusionImg2ImgPipeline, "inpaint": StableDiffusionInpaintPipeline}[kind].from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    call = dict(image=Image.effect_noise((64, 64), 80).convert("RGB"), num_inference_steps=4)
+    if strength is not None:
+        call["strength"] = strength
+    if kind == "inpaint":
+        call.update(mask_image=Image.new("L", (64, 64), 255), height=64, width=64)
+    steps = []
+    compare_agent_attention(other, PROMPT, on_step=lambda: steps.append(1), **call)
+    whole = {None: {"image": 3, "inpaint": 4}[kind], 0.3: 1}[strength]
+    assert len(steps) == 2 * whole
+
+
+@pytest.mark.parametrize("strength", [0.001, 1 / 49, 0.2, 0.6, 0.999, 1.0, 2.0])
+def test_warm_up_is_the_shortest_run(strength):
+    class Pipe:
+        def __call__(self, prompt, strength=0.8, num_inference_steps=50):
+            pass
+
+    few = warm_up_steps(Pipe(), {"strength": strength})
+    assert few == 50 or int(few * strength) >= 1
+    assert few == 1 or int((few - 1) * strength) < 1
+    assert warm_up_steps(Pipe(), {}) == 2
+
+
+def test_comparison_calls_the_callers_callback_too(pipe):
+    seen, steps = [], []
+
+    def mine(pipeline, step_index, timestep, kwargs):
+        seen.append(step_index)
+        return kwargs
+
+    call = dict(num_inference_steps=2, height=64, width=64)
+    compare_agent_attention(pipe, PROMPT, on_step=lambda: steps.append(1), callback_on_step_end=mine, **call)
+    assert len(steps) == 4
+    assert seen == [0, 0, 1, 0, 0, 1]  # the warm-ups too
+
+
+def test_comparison_of_seeds_in_an_array(pipe):
+    found = compare_agent_attention(pipe, PROMPT, np.arange(2), num_inference_steps=1, height=64, width=64)
+    assert found.seeds == (0, 1)
+    json.dumps(found.figures())
+    for bad in (1.5, "12", [0, None]):
+        with pytest.raises(TypeError, match=r"seed is .*; it is a whole number, or several"):
+            compare_agent_attention(pipe, PROMPT, bad)
+    with pytest.raises(ValueError, match="output_type is 'np'; images are compared, so leave it out"):
+        compare_agent_attention(pipe, PROMPT, output_type="np")
 
 
 def test_comparison_of_nothing_is_equal(pipe):
@@ -200,6 +264,11 @@ def test_bench(tmp_path, monkeypatch, capsys):
             assert row["bound"] >= 1
     assert (found["dtype"], found["threads"], found["speedup_of"]) == ("float32", 1, "cpu_seconds")
     assert capsys.readouterr().out.count("CPU") == 6
+
+
+def test_bench_without_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert "diffusers is not installed; pip install 'attnzoo[diffusion]'" in failed(capsys, "bench", "diffusion")
 
 
 @pytest.mark.parametrize(

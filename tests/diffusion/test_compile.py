@@ -39,8 +39,46 @@ def test_whole_unet_two_graphs_with_the_callback(pipe, counter, late, random):
     second = latents_of(pipe, steps=5, callback_on_step_end=AgentAttentionCallback(pipe))
     assert counter.frame_count == 2
     assert torch.equal(first, second)
-    if not random:
-        close(first, eager)
+    close(first, eager)
+
+
+def test_whole_unet_draws_anew_whatever_ran_before(pipe, counter):
+    """Also at another size: numbers drawn for it would not fit."""
+    apply_agent_attention(pipe)
+    eager = latents_of(pipe, 256, steps=5)
+    latents_of(pipe, 64, steps=2, seed=3)
+    pipe.unet.compile(fullgraph=True, backend=counter)
+    callback = AgentAttentionCallback(pipe)
+    close(latents_of(pipe, 256, steps=5, callback_on_step_end=callback), eager)
+    assert counter.frame_count == 2
+
+
+def test_whole_unet_called_with_a_number(unet, counter):
+    apply_agent_attention(unet, random=True, cell=2, agent_ratio=0.75, stop=1.0)
+    sample, context = torch.randn(2, 4, 16, 16), torch.randn(2, 5, CONTEXT)
+    with torch.no_grad():
+        eager = [unet(sample, timestep, context).sample for timestep in (900, 100)]
+        unet.compile(fullgraph=True, backend=counter)
+        for timestep, expected in zip((900, 100), eager, strict=True):
+            close(unet(sample, timestep, context).sample, expected)
+    assert not torch.equal(*eager)
+
+
+def test_a_run_after_an_interrupted_one_begins_with_agents(pipe, counter):
+    apply_agent_attention(pipe, **SETTINGS)
+    pipe.unet.compile(fullgraph=True, backend=counter)
+    callback = AgentAttentionCallback(pipe)
+    expected = latents_of(pipe, 64, steps=5, callback_on_step_end=callback)
+
+    def interrupt(pipeline, step_index, timestep, kwargs):
+        kwargs = callback(pipeline, step_index, timestep, kwargs)
+        if step_index == 2:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with pytest.raises(KeyboardInterrupt):
+        latents_of(pipe, 64, steps=5, callback_on_step_end=interrupt)
+    assert torch.equal(latents_of(pipe, 64, steps=5, callback_on_step_end=callback), expected)
 
 
 def test_the_callback_gives_what_the_timestep_gives(pipe):
@@ -97,6 +135,16 @@ def test_compiled_as_a_whole_without_the_callback_says_so(pipe, counter, caplog)
         latents_of(pipe, steps=3)
     assert "AgentAttentionCallback" in caplog.text
     assert counter.frame_count == 1
+
+
+def test_compiled_as_a_whole_without_the_callback_stays_in_the_first_stage(pipe, counter):
+    """Not in the one that the run before ended in."""
+    apply_agent_attention(pipe, **SETTINGS, stop=1.0)
+    agents = latents_of(pipe, steps=3)
+    apply_agent_attention(pipe, **SETTINGS)
+    latents_of(pipe, steps=3)
+    pipe.unet.compile(fullgraph=True, backend=counter)
+    close(latents_of(pipe, steps=3), agents)
 
 
 def test_repeated_blocks(pipe, counter):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, EDMEulerScheduler, UNet2DConditionModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from pipelines import CONTEXT, controlnet, latents_of, motion_unet, pipeline, pixart, sdxl_unet, unet, video_unet
 
 from attnzoo.diffusion import (
@@ -83,6 +84,40 @@ def test_patched_modules(build, max_downsample, names):
     assert (output(model) - plain).abs().max() > 1e-5
     assert remove_agent_attention(model) == len(names)
     assert torch.equal(output(model), plain)
+
+
+def test_levels_of_wrapped_models():
+    """By the model that a block belongs to, not by those around it."""
+    both = apply_agent_attention(MultiControlNetModel([controlnet(), controlnet()])).blocks
+    assert both == tuple(f"nets.{index}.down_blocks.0.attentions.0.transformer_blocks.0.attn1" for index in (0, 1))
+    with pytest.raises(ValueError, match="max_downsample=2 would do"):
+        apply_agent_attention(torch.nn.Sequential(sdxl_unet()))
+    assert apply_agent_attention(MultiControlNetModel([controlnet()]), agents=16).blocks
+
+
+def test_a_model_in_peft():
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(target_modules=["to_q"])
+    model = get_peft_model(unet(), config).eval()
+    applied = apply_agent_attention(model, agents=100)
+    assert {name.removeprefix("base_model.model.") for name in applied.blocks} == FINEST
+    slot = next(module.agent_slot for module in model.modules() if type(module) is AgentSelfAttention)
+    for timestep, kind in ((900, "agents"), (100, "tome")):
+        with torch.no_grad():
+            model(torch.randn(2, 4, 16, 16), timestep, torch.randn(2, 5, CONTEXT))
+        assert slot.schedule.stage.kind == kind
+    assert estimate_agent_attention(model, 512, 512).bound == estimate_agent_attention(unet(), 512, 512).bound
+
+
+def test_a_video_model_alone_has_its_own_timesteps():
+    model = video_unet()
+    apply_agent_attention(model)
+    slot = next(module.agent_slot for module in model.modules() if type(module) is AgentSelfAttention)
+    for timestep, kind in ((1.6, "agents"), (0.4, "agents"), (0.3, "tome"), (-1.5, "tome")):
+        with torch.no_grad():
+            model(**{**inputs(model), "timestep": timestep})
+        assert slot.schedule.stage.kind == kind
 
 
 def test_sdxl_level_by_level():
@@ -246,11 +281,36 @@ def test_estimate_follows_the_schedulers_timesteps(pipe):
     assert estimate_agent_attention(pipe, 512, 512, steps=4, start=0.3, stop=0.4).agent_steps == 0
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(num_class_embeds=1000),
+        dict(class_embed_type="timestep"),
+        dict(class_embed_type="projection", projection_class_embeddings_input_dim=8),
+    ],
+)
+def test_estimate_of_a_class_conditional_model(config):
+    found = estimate_agent_attention(unet(**config), 512, 512)
+    assert found.step_bound > 1.2
+
+
 @pytest.mark.parametrize("build", [sdxl_unet, motion_unet, video_unet, pixart])
 def test_estimates_of_other_models(build):
     found = estimate_agent_attention(build(), 512, 512, max_downsample=8)
     assert found.step_bound > 1.2
     assert sum(level.share for level in found.levels) < 1
+
+
+@pytest.mark.parametrize(("size", "steps"), [(64, 2), (1024, 1), (2048, 1), (1024, 20)])
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EDMEulerScheduler])
+def test_when_auto_does_what_the_verdict_says(pipe, size, steps, scheduler):
+    pipe.scheduler = scheduler()
+    applied = apply_agent_attention(pipe, when="auto", height=size, width=size, steps=steps)
+    assert bool(applied.blocks) is applied.estimate.worthwhile
+    assert bool(applied.blocks) is not applied.estimate.verdict.startswith("nothing")
+    assert ("no step has agents" in applied.estimate.verdict) is (
+        bool(applied.blocks) and not applied.estimate.agent_steps
+    )
 
 
 def test_when_auto(pipe, plain):
@@ -274,6 +334,8 @@ def test_bad_sizes(call, message):
 def test_unknown_inputs():
     with pytest.raises(ValueError, match="inputs of ControlNetModel are not known"):
         estimate_agent_attention(controlnet(), 512, 512)
+    with pytest.raises(ValueError, match="inputs of MultiControlNetModel are not known"):
+        estimate_agent_attention(MultiControlNetModel([controlnet()]), 512, 512)
 
 
 def test_wrong_type_of_pipeline_part():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import EXIT_OK, MOST_IMAGES, MOST_SIDE, MOST_THREADS, UserError, up_to
+from ..data.extras import import_extra
 from .timing import processor
 
 if TYPE_CHECKING:
@@ -49,11 +50,10 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1 is needed")
     if bad := [size for size in args.sizes if size < 64 or size % _FACTOR]:
         raise UserError(f"--sizes has {bad[0]}; sides are multiples of {_FACTOR} of at least 64")
+    import_extra("diffusers", extra="diffusion")
     torch.set_num_threads(args.threads)
     try:
         unet = build_unet(args.device, getattr(torch, args.dtype))
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error}") from None
     except RuntimeError as error:
         raise UserError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     _step(unet, 64, 1)
@@ -71,13 +71,11 @@ def build_unet(device: str, dtype: Any, **config: Any) -> "nn.Module":
     """Stable Diffusion 1.5's UNet (859.5 M parameters) with random weights.
 
     Raises:
-        ModuleNotFoundError: without the extra.
+        ModuleNotFoundError: without diffusers.
         RuntimeError: no such device.
     """
     import torch
     from diffusers import UNet2DConditionModel
-
-    from ... import diffusion  # noqa: F401  (its error names the extra)
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**{"cross_attention_dim": 768, **config}).to(device).eval().requires_grad_(False)

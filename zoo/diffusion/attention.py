@@ -61,6 +61,11 @@ class Slot:
         x, self.x = self.x, None
         return x
 
+    def drawn(self) -> Tensor | None:
+        """Uniform numbers of the latents' size for this step, where there are any."""
+        self.schedule.draw_for_graph()
+        return self.noise
+
 
 class AgentSelfAttention(Attention):
     """diffusers' ``Attention`` whose self-attention follows its slot's stage; without a slot, ``Attention`` itself."""
@@ -81,7 +86,7 @@ class AgentSelfAttention(Attention):
             fits = plain and hidden_states.shape[1] == height * width
             if fits and stage.kind != "softmax" and type(self.processor) in PLAIN_PROCESSORS:
                 # As published: one choice for a guided pair, none for an odd batch.
-                noise = slot.noise if stage.random and hidden_states.shape[0] % 2 == 0 else None
+                noise = slot.drawn() if stage.random and hidden_states.shape[0] % 2 == 0 else None
                 choice = None if noise is None else _choose(noise, slot.grid, stage.cell)
                 return attend(self, hidden_states, x, slot.grid, stage, choice, **cross_attention_kwargs)
         return _plain_forward(self, hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,17 @@ def unwrap(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def core(model: nn.Module) -> nn.Module:
+    """The module that denoises inside those that wrap it (a compiled one, PEFT's): the first that takes a timestep."""
+    inner = unwrap(model)
+    return next((module for module in inner.modules() if "timestep" in parameter_names(module)), inner)
+
+
+def parameter_names(module: nn.Module) -> tuple[str, ...]:
+    """Of its ``forward``. The class's: hooks of others replace the instance's and hide its arguments."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
 def denoisers(pipe_or_model: Any) -> list[nn.Module]:
     """The models of a pipeline that denoise, wrapped as the pipeline calls them; a model itself.
 
@@ -78,23 +90,34 @@ def denoisers(pipe_or_model: Any) -> list[nn.Module]:
 
 def spatial_blocks(model: nn.Module) -> Iterator[SpatialBlock]:
     """All blocks with plain self-attention among image tokens, patched or not."""
-    inner = unwrap(model)
-    depth = len(getattr(inner, "down_blocks", ()))
-    for path, parent in inner.named_modules():
+    depths: dict[str, int] = {}
+    for path, parent in unwrap(model).named_modules():
+        if isinstance(getattr(parent, "down_blocks", None), nn.ModuleList):
+            depths[path] = len(parent.down_blocks)
         if not isinstance(parent, SPATIAL_PARENTS):
             continue
         for index, block in enumerate(parent.transformer_blocks):
             if isinstance(block, BasicTransformerBlock) and _is_plain(block):
                 name = ".".join(filter(None, (path, f"transformer_blocks.{index}.attn1")))
-                yield SpatialBlock(name, parent, block, _downsample(path, depth))
+                yield SpatialBlock(name, parent, block, _downsample(path, depths))
 
 
-def _downsample(path: str, depth: int) -> int:
-    """From the path: down i → 2^i, mid → the coarsest, up in reverse."""
-    if match := re.match(r"(down|up)_blocks\.(\d+)\.", path):
+def _downsample(path: str, depths: dict[str, int]) -> int:
+    """From the path in the model that the block belongs to, which others may wrap: down i → 2^i, mid → the coarsest,
+    up in reverse.
+
+    Args:
+        path: of the transformer.
+        depths: number of levels of each model with levels, by its path.
+    """
+    owner = max((name for name in depths if not name or path.startswith(f"{name}.")), key=len, default=None)
+    if owner is None:
+        return 1
+    inner, depth = path[len(owner) :].lstrip("."), depths[owner]
+    if match := re.match(r"(down|up)_blocks\.(\d+)\.", inner):
         index = int(match[2])
         return 2 ** (index if match[1] == "down" else depth - 1 - index)
-    return 2 ** (depth - 1) if path.startswith("mid_block") else 1
+    return 2 ** (depth - 1) if inner.startswith("mid_block") else 1
 
 
 def _is_plain(block: BasicTransformerBlock) -> bool:

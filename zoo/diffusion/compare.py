@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageDraw
 
+from ...kernels._checks import shown
 from ...weights.files import replace_file
 from .blocks import denoisers
 from .patch import apply_agent_attention, remove_agent_attention, schedules_of
@@ -101,8 +102,8 @@ class Comparison:
         for row, (seed, plain, agents, difference) in enumerate(rows):
             apart = ImageChops.difference(plain.image, agents.image).point(lambda level: min(255, 4 * level))
             captions = (
-                f"seed {seed}: {plain.seconds:.2f} s",
-                f"agents: {agents.seconds:.2f} s",
+                f"seed {seed}, without: {plain.seconds:.2f} s",
+                f"with agents: {agents.seconds:.2f} s",
                 f"difference x4: {difference.psnr:.1f} dB",
             )
             top = row * (height + _CAPTION)
@@ -140,19 +141,21 @@ def compare_agent_attention(
     Args:
         pipe: a diffusers pipeline whose call takes a prompt and returns images, not patched.
         prompt: what to draw.
-        seed: of the initial noise; several give several images.
+        seed: of the initial noise, a whole number; several, in a sequence or an array, give several images.
         preset: as for :func:`apply_agent_attention`.
         settings: likewise, the fields of :class:`AgentSettings` to replace.
-        on_step: called after every step of every run, for a progress bar.
+        on_step: called after every step of every run, for a progress bar; after a callback in ``call``.
         **call: to the pipeline: ``height``, ``width``, ``num_inference_steps``, ``guidance_scale``, …
 
     Raises:
-        TypeError: no pipeline, or no such setting.
-        ValueError: a pipeline that is patched already, no seed, or what :func:`apply_agent_attention` refuses.
+        TypeError: no pipeline, a seed that is no whole number, or no such setting.
+        ValueError: a pipeline that is patched already, no seed, another ``output_type``, or what
+            :func:`apply_agent_attention` refuses.
     """
-    seeds = tuple(seed) if isinstance(seed, Sequence) else (seed,)
-    if not seeds:
-        raise ValueError("seed is empty; at least one is needed")
+    seeds = _checked_seeds(seed)
+    if call.get("output_type", "pil") != "pil":
+        raise ValueError(f"output_type is {shown(call['output_type'])}; images are compared, so leave it out")
+    call.pop("output_type", None)
     if not callable(pipe) or isinstance(pipe, torch.nn.Module):
         raise TypeError(f"a diffusers pipeline is needed, not {type(pipe).__name__}")
     if schedules_of(pipe):
@@ -171,11 +174,21 @@ def compare_agent_attention(
     return Comparison(prompt, seeds, without, with_agents, differences)
 
 
+def _checked_seeds(seed: Any) -> tuple[int, ...]:
+    seeds = tuple(seed) if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, str) else (seed,)
+    if not seeds:
+        raise ValueError("seed is empty; at least one is needed")
+    for one in seeds:
+        if not isinstance(one, (int, np.integer)) or isinstance(one, bool):
+            raise TypeError(f"seed is {shown(one)}; it is a whole number, or several")
+    return tuple(int(one) for one in seeds)
+
+
 def _runs(
     pipe: Any, prompt: str, seeds: tuple[int, ...], on_step: Callable[[], None] | None, call: dict[str, Any]
 ) -> tuple[Run, ...]:
-    counted = {**call, **step_callback(pipe, on_step)}
-    _draw(pipe, prompt, seeds[0], {**call, "num_inference_steps": 1})
+    counted = {**call, **step_callback(pipe, on_step, call)}
+    _draw(pipe, prompt, seeds[0], {**call, "num_inference_steps": warm_up_steps(pipe, call)})
     runs = []
     for seed in seeds:
         with _PeakMemory(denoisers(pipe)[0]) as memory:
@@ -187,18 +200,37 @@ def _runs(
     return tuple(runs)
 
 
-def step_callback(pipe: Any, on_step: Callable[[], None] | None) -> dict[str, Any]:
-    """What to pass to a pipeline to have ``on_step`` called after every step; nothing where it has no such argument."""
+def warm_up_steps(pipe: Any, call: dict[str, Any]) -> int:
+    """As few as leave one: image-to-image leaves out the share of them that its ``strength`` does not ask for."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    strength, steps = (
+        call.get(name, known[name].default if name in known else None) for name in ("strength", "num_inference_steps")
+    )
+    if not isinstance(strength, (int, float)) or not 0 < strength < 1 or not isinstance(steps, int):
+        return 1
+    return next((few for few in range(1, steps) if int(few * strength) >= 1), steps)
 
-    def step_ended(*args: Any) -> Any:
-        on_step()
-        return args[-1]
 
+def step_callback(pipe: Any, on_step: Callable[[], None] | None, call: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What to pass to a pipeline to have ``on_step`` called after every step, after the caller's own callback in
+    ``call``; nothing where it has no such argument."""
     if on_step is None:
         return {}
     known = inspect.signature(type(pipe).__call__).parameters
     name = next((name for name in ("callback_on_step_end", "callback") if name in known), None)
-    return {} if name is None else {name: step_ended}
+    if name is None:
+        return {}
+    own = (call or {}).get(name)
+
+    def step_ended(*args: Any) -> Any:
+        answer = args[-1] if own is None else own(*args)
+        on_step()
+        return answer
+
+    if name == "callback_on_step_end" and own is not None and hasattr(own, "tensor_inputs"):
+        # A pipeline asks diffusers' own callbacks what they want to see, not a function.
+        return {name: step_ended, "callback_on_step_end_tensor_inputs": own.tensor_inputs}
+    return {name: step_ended}
 
 
 def _draw(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> Image.Image:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .blocks import SpatialBlock, denoisers, grid_of, spatial_blocks, unwrap
+from .blocks import SpatialBlock, core, denoisers, grid_of, spatial_blocks
+from .noise import NoiseRange
 from .settings import SOFTMAX, AgentSettings, Stage, resolve_settings
 from .tokens import attention_flops, plan_tokens, stage_flops
 
@@ -117,7 +118,7 @@ def estimate_agent_attention(
     model = denoisers(pipe_or_model)[0]
     size = latent_size(model, pipe_or_model, height, width)
     if size is None:
-        raise ValueError(f"{type(unwrap(model)).__name__} has no sample_size; height and width are needed")
+        raise ValueError(f"{type(core(model)).__name__} has no sample_size; height and width are needed")
     total = count_flops(model, *size)
     levels = tuple(_levels(list(spatial_blocks(model)), resolved, size, total))
     early, late = (_saved(model, resolved, stage, size) for stage in (resolved.early_stage, resolved.late_stage))
@@ -131,7 +132,7 @@ def estimate_agent_attention(
 
 def latent_size(model: nn.Module, pipe_or_model: Any, height: int | None, width: int | None) -> tuple[int, int] | None:
     """Rows and columns of the latents for an image, by default those that the model was made for."""
-    own = getattr(unwrap(model).config, "sample_size", None)
+    own = getattr(getattr(core(model), "config", None), "sample_size", None)
     own = (own, own) if isinstance(own, int) else own
     factor = getattr(pipe_or_model, "vae_scale_factor", 8)
     sides = []
@@ -150,7 +151,7 @@ def count_flops(model: nn.Module, height: int, width: int) -> int:
     Raises:
         ValueError: a model whose inputs are not known.
     """
-    inner = unwrap(model)
+    inner = core(model)
     with torch.device("meta"):
         inputs = _example_inputs(inner, height, width)
         # What a legacy constructor makes is on the CPU even so.
@@ -164,7 +165,7 @@ def count_flops(model: nn.Module, height: int, width: int) -> int:
 
 def _example_inputs(model: nn.Module, height: int, width: int) -> dict[str, Any]:
     """Inputs of one image, or one frame, by the model's class."""
-    name, config = type(model).__name__, model.config
+    name, config = type(model).__name__, getattr(model, "config", {})
     sample = torch.empty(1, config.get("in_channels", 4), height, width)
     inputs: dict[str, Any] = {"timestep": torch.zeros(1)}
     if name in ("UNet2DConditionModel", "UNetMotionModel"):
@@ -175,6 +176,11 @@ def _example_inputs(model: nn.Module, height: int, width: int) -> dict[str, Any]
             ids = 6
             pooled = config.projection_class_embeddings_input_dim - ids * config.addition_time_embed_dim
             inputs["added_cond_kwargs"] = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, ids)}
+        kind = config.get("class_embed_type")
+        if kind in ("projection", "simple_projection"):
+            inputs["class_labels"] = torch.empty(1, config.projection_class_embeddings_input_dim)
+        elif kind == "timestep" or (kind is None and config.get("num_class_embeds")):
+            inputs["class_labels"] = torch.zeros(1, dtype=torch.int64)
     elif name == "UNetSpatioTemporalConditionModel":
         ids = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
         inputs["sample"] = sample[:, None]
@@ -226,16 +232,14 @@ def _saved(model: nn.Module, settings: AgentSettings, stage: Stage, size: tuple[
 
 def _steps_by_stage(pipe_or_model: Any, settings: AgentSettings, steps: int) -> tuple[int, int]:
     """How many steps have agents and how many come after them, by the scheduler's own timesteps where there is one."""
-    from .patch import noise_range
-
     scheduler = getattr(pipe_or_model, "scheduler", None)
     if scheduler is None:
         fractions = [(step + 0.5) / steps for step in range(steps)]
     else:
         scheduler = copy.deepcopy(scheduler)
         scheduler.set_timesteps(steps)
-        low, high = noise_range(pipe_or_model)
-        fractions = [(high - float(t)) / (high - low) for t in scheduler.timesteps]
+        noise = NoiseRange(pipe_or_model)
+        fractions = [noise.fraction(float(timestep)) for timestep in scheduler.timesteps]
     agents = sum(settings.start <= fraction <= settings.stop for fraction in fractions)
     late = sum(fraction > settings.stop for fraction in fractions)
     # Some schedulers call the model more often than once a step.
@@ -243,12 +247,19 @@ def _steps_by_stage(pipe_or_model: Any, settings: AgentSettings, steps: int) -> 
 
 
 def _verdict(bound: float, levels: tuple[LevelEstimate, ...], agent_steps: int) -> str:
-    if not any(level.patched for level in levels):
+    """By the bound alone, as ``worthwhile`` is; the rest says why."""
+    patched = any(level.patched for level in levels)
+    if bound < _NOTHING and not patched:
         return "nothing to gain at this size: no block has enough tokens for agents under these settings"
-    if agent_steps == 0:
+    if bound < _NOTHING and agent_steps == 0:
         return "nothing to gain in so few steps: none of them falls between start and stop"
     if bound < _NOTHING:
         return f"nothing to gain at this size: at most {bound:.2f}x"
+    without = "" if patched and agent_steps else ", all of it by what comes after stop, for no step has agents"
     if bound < _LITTLE:
-        return f"little to gain at this size: at most {bound:.2f}x, next to nothing on a GPU with fused attention"
-    return f"worth trying at this size: at most {bound:.2f}x, about half of that gain on a GPU with fused attention"
+        little = f"little to gain at this size: at most {bound:.2f}x, next to nothing on a GPU with fused attention"
+        return little + without
+    return (
+        f"worth trying at this size: at most {bound:.2f}x, about half of that gain on a GPU with fused attention"
+        f"{without}"
+    )

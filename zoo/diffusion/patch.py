@@ -10,7 +10,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from .attention import AgentSelfAttention, Slot
-from .blocks import KNOWN_MODELS, SpatialBlock, denoisers, grid_of, spatial_blocks, unwrap
+from .blocks import KNOWN_MODELS, SpatialBlock, core, denoisers, grid_of, parameter_names, spatial_blocks, unwrap
+from .noise import NoiseRange
 from .schedule import Schedule
 from .settings import AgentSettings, resolve_settings
 
@@ -93,7 +94,7 @@ def apply_agent_attention(
     if estimate is not None and not estimate.worthwhile:
         return Applied((), resolved, estimate)
     for model, blocks in zip(models, chosen, strict=True):
-        _attach(model, blocks, Schedule(resolved, noise_range(pipe_or_model)))
+        _attach(model, blocks, Schedule(resolved, NoiseRange(pipe_or_model), parameter_names(core(model))))
     return Applied(tuple(block.name for blocks in chosen for block in blocks), resolved, estimate)
 
 
@@ -132,15 +133,6 @@ def schedules_of(pipe_or_model: Any) -> list[Schedule]:
                 schedule = module.agent_slot.schedule
                 found[id(schedule)] = schedule
     return list(found.values())
-
-
-def noise_range(pipe_or_model: Any) -> tuple[float, float]:
-    """Timesteps of the finished image and of pure noise, by the pipeline's scheduler."""
-    config = getattr(getattr(pipe_or_model, "scheduler", None), "config", {})
-    if config.get("timestep_type") == "continuous" and config.get("sigma_min") and config.get("sigma_max"):
-        # Euler's continuous timesteps, which Stable Video Diffusion takes.
-        return 0.25 * math.log(config["sigma_min"]), 0.25 * math.log(config["sigma_max"])
-    return 0.0, float(config.get("num_train_timesteps", 1000))
 
 
 def _chosen_blocks(model: nn.Module, settings: AgentSettings) -> list[SpatialBlock]:

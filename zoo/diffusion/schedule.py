@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from typing import Any
@@ -12,7 +11,8 @@ from diffusers.callbacks import PipelineCallback
 from torch import Tensor, nn
 
 from .attention import Slot
-from .blocks import unwrap
+from .destinations import draw, draw_in_graph
+from .noise import NoiseRange
 from .settings import AgentSettings, Stage
 
 _logger = logging.getLogger(__name__)
@@ -23,17 +23,23 @@ class Schedule:
 
     Args:
         settings: what to compute when.
-        noise_range: timesteps of the finished image and of pure noise.
+        noise_range: says how much noise a timestep stands for; up to 1000 by default.
+        names: of the arguments the model is called with, in their order.
     """
 
-    def __init__(self, settings: AgentSettings, noise_range: tuple[float, float] = (0.0, 1000.0)) -> None:
+    def __init__(
+        self, settings: AgentSettings, noise_range: NoiseRange | None = None, names: tuple[str, ...] = ()
+    ) -> None:
         self.settings = settings
-        self.noise_range = noise_range
+        self.noise_range = noise_range or NoiseRange()
+        self.names = names
         self.slots: list[Slot] = []
         self.by_callback = False
-        self.stage: Stage = settings.stage_at(0.0)
+        self.first_stage: Stage = settings.stage_at(0.0)
+        self.stage = self.first_stage
         self._heard = False
         self._last_timestep = -math.inf
+        self._undrawn: tuple[Tensor, Tensor] | None = None
 
     def set_by_callback(self, stage: Stage) -> None:
         self.by_callback = self._heard = True
@@ -42,32 +48,62 @@ class Schedule:
     def follow_timestep(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Hook before the model; in a compiled one a callback has to say the stage, since a graph that reads the
         timestep would be compiled anew at every step."""
+        timestep = self._argument(args, kwargs, "timestep")
+        sample = self._argument(args, kwargs, "sample", "hidden_states")
         if torch.compiler.is_compiling():
             if self.settings.scheduled and not self.by_callback:
                 _say_stage_is_fixed()
+                self.stage = self.first_stage  # not the one that an earlier run ended in
+            self._note_for_graph(sample, timestep)
             return
+        self._undrawn = None
         if not self.slots or not (self.settings.scheduled or self.settings.random):
             return
-        timestep = _timestep_of(model, args, kwargs)
         if timestep is None:
+            self._hand_out(None)
             return
+        # The largest of a batch.
+        timestep = float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
         begins = timestep > self._last_timestep
         self._last_timestep = timestep
         if self.by_callback and begins:
-            self.stage = self.settings.stage_at(0.0)
+            self.stage = self.first_stage
         elif not self._heard:
-            low, high = self.noise_range
-            self.stage = self.settings.stage_at((high - timestep) / (high - low))
+            self.stage = self.settings.stage_at(self.noise_range.fraction(timestep))
         self._heard = False
         if self.settings.random:
-            self._draw(timestep, _argument(model, "sample", args, kwargs, ("hidden_states",)))
+            size = (sample.shape[-2], sample.shape[-1])
+            self._hand_out(draw(len(self.slots), size, self.settings.seed, timestep, sample.device))
 
-    def _draw(self, timestep: float, sample: Tensor) -> None:
-        """From seed and timestep alone, so that the same run draws the same numbers whatever ran before."""
-        generator = torch.Generator().manual_seed(hash((self.settings.seed, round(timestep, 4))) & 0x7FFFFFFF)
-        size = (len(self.slots), *sample.shape[-2:])
-        for slot, noise in zip(self.slots, torch.rand(size, generator=generator).to(sample.device), strict=True):
-            slot.noise = noise
+    def _note_for_graph(self, sample: Tensor | None, timestep: Any) -> None:
+        """Leaves the draw to the first block that needs it: this hook is compiled by itself, and would be one graph
+        more."""
+        if timestep is None or not self.stage.random:
+            self._undrawn = None
+            self._hand_out(None)
+            return
+        if not isinstance(timestep, Tensor):
+            timestep = torch.full((), timestep, dtype=torch.float64)
+        self._undrawn = sample, timestep
+
+    def draw_for_graph(self) -> None:
+        """Draws what the hook before a compiled model noted, for all blocks."""
+        if self._undrawn is not None:
+            sample, timestep = self._undrawn
+            self._undrawn = None
+            self._hand_out(draw_in_graph(sample.detach(), timestep, len(self.slots), self.settings.seed))
+
+    def _hand_out(self, noise: Tensor | None) -> None:
+        for index, slot in enumerate(self.slots):
+            slot.noise = None if noise is None else noise[index]
+
+    def _argument(self, args: tuple, kwargs: dict[str, Any], *names: str) -> Any:
+        for name in names:
+            if name in kwargs:
+                return kwargs[name]
+            if name in self.names and self.names.index(name) < len(args):
+                return args[self.names.index(name)]
+        return None
 
 
 @torch.compiler.assume_constant_result
@@ -78,27 +114,6 @@ def _say_stage_is_fixed() -> bool:
         "callback_on_step_end=AgentAttentionCallback(pipe), apply after torch.compile, or use compile_repeated_blocks"
     )
     return True
-
-
-def _argument(
-    model: nn.Module, name: str, args: tuple, kwargs: dict[str, Any], other_names: tuple[str, ...] = ()
-) -> Any:
-    # The class's: hooks of others replace the instance's and hide its arguments.
-    names = list(inspect.signature(type(unwrap(model)).forward).parameters)[1:]
-    for known in (name, *other_names):
-        if known in kwargs:
-            return kwargs[known]
-        if known in names and names.index(known) < len(args):
-            return args[names.index(known)]
-    return None
-
-
-def _timestep_of(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> float | None:
-    """The largest timestep of a batch, None for a model without."""
-    timestep = _argument(model, "timestep", args, kwargs)
-    if timestep is None:
-        return None
-    return float(timestep.max()) if isinstance(timestep, Tensor) else float(timestep)
 
 
 class AgentAttentionCallback(PipelineCallback):
@@ -116,8 +131,6 @@ class AgentAttentionCallback(PipelineCallback):
         ValueError: the pipeline is not patched, or its agents do not begin at the first step.
     """
 
-    tensor_inputs: list[str] = []
-
     def __init__(self, pipe: Any, cutoff_step_ratio: float | None = None, cutoff_step_index: int | None = None) -> None:
         from .patch import schedules_of
 
@@ -131,8 +144,18 @@ class AgentAttentionCallback(PipelineCallback):
             cutoff_step_ratio = float(settings.stop)
         super().__init__(cutoff_step_ratio, cutoff_step_index)
         self._ratio, self._index = cutoff_step_ratio, cutoff_step_index
+        self.reset()
+
+    @property
+    def tensor_inputs(self) -> list[str]:
+        """None. A pipeline asks as a run begins, which is when to forget one that was interrupted."""
+        self.reset()
+        return []
+
+    def reset(self) -> None:
+        """Back to the first stage; of use only where another function calls this one and a run was interrupted."""
         for schedule in self._schedules:
-            schedule.set_by_callback(settings.stage_at(0.0))
+            schedule.set_by_callback(schedule.first_stage)
 
     def callback_fn(self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict) -> dict:
         steps = pipeline.num_timesteps
