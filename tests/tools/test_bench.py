@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 
+from attnzoo.kernels import dispatch
 from attnzoo.tools.benchmarks import docs, goals, ops, peers, published, sides, timing
 from attnzoo.tools.benchmarks.cases import CASES, OPS, Case
 from attnzoo.tools.benchmarks.check import TOLERANCES, Truth
@@ -320,6 +321,21 @@ def test_a_run_that_ends_early_leaves_the_cases_before(tmp_path, monkeypatch):
 def test_bad_input(words, message, capsys):
     assert main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_two_results_need_two_files(tmp_path, capsys):
+    file = str(tmp_path / "report")
+    assert main(["bench", "ops", "strip_attention", "--json", file, "--markdown", file]) == 2
+    assert "would be written twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("forced", ["reference", "nonsense"])
+def test_the_environment_forces_nothing_here(forced, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "_forced", forced)
+    words = ["strip_attention", "--batch", "1", "--repeat", "1", "--json", str(tmp_path / "report.json")]
+    assert main(["bench", "ops", *words]) == 0
+    (row,) = read_report(tmp_path / "report.json")["rows"]
+    assert next(side for side in row["sides"] if side["form"] == "torch")["ratio"] == 1
 
 
 def test_a_case_may_be_typed_without_a_cross(tmp_path):

@@ -218,8 +218,6 @@ def test_nan_weights_are_refused(tmp_path, capsys):
         (["--model-kwargs", "in_chans=4"], "1 or 3 channels"),
         (["--device", "warp"], "device warp cannot be used"),
         (["--model-kwargs", "in_chans=0"], "test_probe does not take {'in_chans': 0}: no channels"),
-        (["--num-classes", "99999999999999"], "test_probe does not take {'num_classes': 99999999999999}: "),
-        (["--num-classes", "9" * 30], "test_probe does not take {'num_classes': "),
         (["--model-kwargs", "a=" + "(" * 3000], "does not take {'a': '(((("),
         (["--model-kwargs", "num_classes=5"], "--model-kwargs takes arguments of the model, and num_classes is none"),
         (["--model-kwargs", "checkpoint_path=/etc/passwd"], "and checkpoint_path is none; use --checkpoint FILE"),

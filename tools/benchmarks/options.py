@@ -61,6 +61,10 @@ def prepare(args: argparse.Namespace) -> "torch.device":
     """
     import torch
 
+    from ...kernels import use_backend
+
+    # What runs is named in the report: not what ATTNZOO_BACKEND forces, which the report's command would not repeat.
+    use_backend(None)
     for name in ("threads", "batch", "repeat"):
         check_count(name, getattr(args, name))
     check_files(args.json, args.markdown)
@@ -78,7 +82,11 @@ def check_count(name: str, value: int | None, most: int = 2**31 - 1) -> None:
 
 
 def check_files(*paths: Path | None) -> None:
-    """Raises UserError where a file could not be written: before the minutes of work whose result it takes."""
+    """Raises UserError where a file could not be written, or two are one: before the minutes of work whose result it
+    takes."""
+    given = [path.resolve() for path in paths if path]
+    if len(set(given)) < len(given):
+        raise UserError(f"{given[0]} would be written twice: every result needs a file of its own")
     for path in filter(None, paths):
         if path.is_dir() or not path.resolve().parent.is_dir() or not os.access(path.resolve().parent, os.W_OK):
             raise UserError(f"{path} cannot be written: name a file in a folder that is there and can be written to")
