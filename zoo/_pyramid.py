@@ -56,8 +56,9 @@ class Backbone(nn.Module):
         Raises:
             CheckpointError: converted ones hold NaN or infinity.
         """
-        own = self.state_dict()
-        if any(key not in own or value.shape != own[key].shape for key, value in state_dict.items()):
+        # Not everything there is a tensor: quantized layers keep more.
+        own = {key: getattr(value, "shape", None) for key, value in self.state_dict().items()}
+        if any(key not in own or getattr(value, "shape", None) != own[key] for key, value in state_dict.items()):
             state_dict = convert_checkpoint(state_dict, self)
             check_finite(state_dict)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
