@@ -105,6 +105,8 @@ def test_vmap_in_a_compiled_program(name, mode):
     first, *others = tensors()
     many = torch.stack([first, first * 0.5])
     run = torch.func.vmap(lambda x: op(x, *others, **rest))
+    # PyTorch 2.10 cannot have open sizes under vmap, which come after a few programs of one function.
+    torch.compiler.reset()
     with mode():
-        found = torch.compile(run, backend="eager")(many)
+        found = torch.compile(run, backend="eager", dynamic=False)(many)
         assert relative_error(found, run(many)) < 1e-12
