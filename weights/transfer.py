@@ -149,6 +149,8 @@ def _copy(
             return done
     part.unlink()  # nothing of it is worth the space
     note_of(part).unlink()
+    if stated is None and most < start + LARGEST:
+        raise OSError(errno.ENOSPC, f"more than {most:,} bytes needed")
     said = "that it should have" if stated is not None else "that are taken of a file of unknown length"
     raise Refused(f"sends more than the {most:,} bytes {said}")
 

@@ -284,7 +284,7 @@ def test_no_token_is_an_error(op):
     [
         (ValueError, r"shape \(6, 2\) .* got \(6, 4\)", (torch.randn(6, 4), torch.randn(6, 4))),
         (TypeError, "pair", torch.randn(6, 2)),
-        (TypeError, "floating-point tensors", (torch.ones(6, 2, dtype=torch.int32),) * 2),
+        (TypeError, "must be floating point, got torch.int32", (torch.ones(6, 2, dtype=torch.int32),) * 2),
     ],
 )
 def test_bad_rotations(error, message, rotation):
