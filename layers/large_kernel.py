@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import large_kernel_attention
+from ._plain import is_plain
 
 
 class LargeKernelAttention(nn.Module):
@@ -48,6 +49,8 @@ class LargeKernelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
         convs = (self.local, self.dilated, self.point)
+        if not is_plain(*convs):
+            return x * self.point(self.dilated(self.local(x)))
         weights, biases = [conv.weight for conv in convs], [conv.bias for conv in convs]
         return large_kernel_attention(x, *weights, *biases, dilation=self.dilation)
 

@@ -78,10 +78,17 @@ def make_folder(root: Path, per_class: int = 4, classes: int = CLASSES, wrong: i
     return root
 
 
-def arguments(data: Path, *more: object) -> list[str]:
+def arguments(data: Path | str, *more: object) -> list[str]:
     """Of ``attnzoo eval`` with the probe; a small batch and no worker processes."""
     fixed = ("eval", "test_probe", "--random-weights", "--data", data, "--batch-size", 4, "--workers", 0)
     return [str(word) for word in (*fixed, "--device", "cpu", *more)]
+
+
+def evaluate(data: Path | str, file: Path, *more: object) -> int:
+    """The exit status of an evaluation whose results are written after every batch."""
+    from attnzoo.tools.main import main
+
+    return main(arguments(data, "--results", file, "--save-every", 1, *more))
 
 
 def run_until_killed(words: list[str], call: int | None, write: int | None) -> None:

@@ -10,7 +10,7 @@ from parity import relative_error
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from attnzoo.layers import ContMix, SparsifinerAttention
+from attnzoo.layers import ContMix, LargeKernelAttention, SparsifinerAttention
 
 Run = Callable[[nn.Module], torch.Tensor]
 
@@ -22,6 +22,9 @@ def _maps(*shapes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
 
 def _case(name: str) -> tuple[nn.Module, Run, list[str]]:
     torch.manual_seed(0)
+    if name == "lka":
+        (x,) = _maps((2, 8, 9, 11))
+        return LargeKernelAttention(8).double(), lambda layer: layer(x), ["local", "dilated", "point"]
     if name == "contmix":
         maps = _maps((2, 16, 14, 14), (2, 16, 14, 14), (2, 16, 14, 14))
         return ContMix(16, 7, num_heads=2).double().eval(), lambda layer: layer(*maps), ["weight_proj"]
@@ -30,7 +33,7 @@ def _case(name: str) -> tuple[nn.Module, Run, list[str]]:
     return layer, lambda layer: layer(x)[0], ["predictor.proj_c_q", "predictor.proj_c_k"]
 
 
-CASES = pytest.mark.parametrize("name", ["contmix", "sparsifiner"])
+CASES = pytest.mark.parametrize("name", ["lka", "contmix", "sparsifiner"])
 
 
 class Same(nn.Module):

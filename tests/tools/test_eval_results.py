@@ -8,10 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from evaluation_data import arguments, at, make_folder, signals
+from evaluation_data import at, evaluate, make_folder
 
 from attnzoo.tools.evaluation import display
-from attnzoo.tools.main import main
 
 
 @pytest.fixture
@@ -19,15 +18,7 @@ def data(tmp_path):
     return make_folder(tmp_path / "data")
 
 
-@pytest.fixture(autouse=True)
-def no_signals():
-    signals.clear()
-    yield
-    signals.clear()
-
-
-def evaluate(data, file, *more):
-    return main(arguments(data, "--results", file, "--save-every", 1, *more))
+pytestmark = pytest.mark.usefixtures("no_signals")
 
 
 def rows(file):

@@ -9,11 +9,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from evaluation_data import arguments, at, make_folder, run_until_killed, signals
+from evaluation_data import arguments, at, evaluate, make_folder, run_until_killed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from attnzoo.tools.evaluation import loading, sources
-from attnzoo.tools.main import main
 
 
 @pytest.fixture
@@ -25,15 +24,7 @@ def data(tmp_path):
     return root
 
 
-@pytest.fixture(autouse=True)
-def no_signals():
-    signals.clear()
-    yield
-    signals.clear()
-
-
-def evaluate(data, file, *more):
-    return main(arguments(data, "--results", file, "--save-every", 1, *more))
+pytestmark = pytest.mark.usefixtures("no_signals")
 
 
 def read(file):

@@ -79,8 +79,8 @@ def test_a_name_that_is_too_long(words: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission denied"),
-        (PermissionError(errno.EACCES, "Permission denied", Path("/root/x")), "/root/x: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/locked/x"), "/locked/x: Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", Path("/locked/x")), "/locked/x: Permission denied"),
         (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b\x1b[31m"), r"a -> b\x1b[31m: Invalid cross-d"),
         (OSError(errno.ENOSPC, "No space left on device"), "cannot write the output: No space left on device"),
         (MemoryError("Unable to allocate 3 TiB"), "out of memory: Unable to allocate 3 TiB"),
@@ -132,6 +132,7 @@ def test_numbers_that_are_taken() -> None:
         ["eval", "dinat_nano.digits", "--data", "digits", "--threads"],
         ["eval", "dinat_nano.digits", "--data", "digits", "--batch-size"],
         ["eval", "dinat_nano.digits", "--data", "digits", "--img-size"],
+        ["eval", "dinat_nano.digits", "--data", "digits", "--num-classes"],
         ["visualize", "dinat_nano", "--list-layers", "--seed"],
         ["visualize", "dinat_nano", "--list-layers", "--img-size"],
         ["visualize", "dinat_nano", "--list-layers", "--num-classes"],

@@ -103,3 +103,11 @@ def test_numbers_out_of_range_are_one_line(tmp_path: Path, wrong: list[str], cap
     assert main(["toys", "--output", str(tmp_path / "set"), *wrong]) == 2
     assert wrong[1] in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_a_seed_below_zero(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["toys", "--output", str(tmp_path / "set"), "--seed", "-2"])
+    assert ended.value.code == 2
+    assert "'-2' is not a whole number of at least 0" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()

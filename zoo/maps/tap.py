@@ -63,6 +63,8 @@ class Tap(ABC):
         thread = threading.get_ident()
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
+                if _is_elementary(module):
+                    continue
                 enter, leave = self._hooks(name, thread)
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave, always_call=True).remove)
@@ -101,6 +103,15 @@ class Tap(ABC):
             return self.attend(Call(layer, module, inputs, name, arguments), run)
         finally:
             self._inside = False
+
+
+def _is_elementary(module: nn.Module) -> bool:
+    """Whether it is a linear layer, convolution, norm … of PyTorch's own.
+
+    No attention is asked for in there, and a layer whose op takes their weights along would call them, not the op, if
+    they were watched.
+    """
+    return type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())
 
 
 class _SoftmaxMode(TorchFunctionMode):
