@@ -17,6 +17,7 @@ from torch import Tensor
 from attnzoo.tools.main import main
 from attnzoo.tools.visualization import analysis, drawing
 from attnzoo.tools.visualization.drawing import draw_map
+from attnzoo.tools.visualization.panels import Panel, compose
 from attnzoo.weights.writer import save_safetensors
 from attnzoo.zoo import attention_maps
 from attnzoo.zoo.maps.base import AttentionMap
@@ -97,6 +98,19 @@ def test_the_warning_is_on_the_picture() -> None:
     _, _, figure = draw("dinat_nano", "stages.3.blocks.0.attn")
     assert figure.get_supxlabel() == "random weights  a note"
     assert figure._supxlabel.get_color() == "#c00000"
+
+
+def test_titles_stay_in_their_column() -> None:
+    titles = ["mean, 12% on padding: 0.00189 to 0.00207", "head 0", "a" * 60, "head 2: 0.00207 to 0.00211"]
+    panels = [Panel(title, lambda axes: axes.plot([0, 1])) for title in titles]
+    figure = compose(panels, 1.5, f"{'model.tag' * 20}\nwhat it is", "a note")
+    figure.draw_without_rendering()
+    extents = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in zip(extents, extents[1:], strict=False))
+    assert extents[0].x0 >= 0 and extents[-1].x1 <= figure.bbox.width
+    heading = next(text for text in figure.texts if text.get_text().startswith("model"))
+    assert heading.get_window_extent().x0 >= 0
+    assert [axes.title.get_fontsize() for axes in figure.axes][1::2] == [8.5, 8.5]
 
 
 def test_dilated_neighborhood_is_drawn() -> None:

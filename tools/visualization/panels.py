@@ -14,6 +14,9 @@ from ..evaluation.images import open_image
 
 COLUMNS = 5
 INCHES = 2.3
+# Pixels at least between two titles.
+GAP = 4
+SMALLEST = 4
 QUERY, CHOSEN, WARNING = "#00e5ff", "#ffd400", "#c00000"
 
 
@@ -37,7 +40,7 @@ def compose(panels: list[Panel], aspect: float, title: str, note: str, warning: 
     rows = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // rows)
     figure = new_figure((max(columns * INCHES, 7.4), rows * (INCHES * aspect + 0.3) + 0.85))
-    figure.suptitle(title, fontsize=10)
+    heading = figure.suptitle(title, fontsize=10)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -48,7 +51,19 @@ def compose(panels: list[Panel], aspect: float, title: str, note: str, warning: 
         axes.set_yticks([])
         axes.spines[:].set_linewidth(0.5)
     figure.supxlabel(f"{warning}  {note}" if warning else note, fontsize=8, color=WARNING if warning else "#444444")
+    _fit([heading], figure, 1)
+    _fit([axes.title for axes in grid.flat[: len(panels)]], figure, columns)
     return figure
+
+
+def _fit(titles: list[Any], figure: Any, columns: int) -> None:
+    """Smaller letters for titles that would run into the next column's, or out of the picture."""
+    figure.draw_without_rendering()
+    room = figure.bbox.width / columns - GAP
+    for title in titles:
+        # Letters are whole pixels: a smaller size's width is only known when it is asked.
+        while title.get_window_extent().width > room and title.get_fontsize() > SMALLEST:
+            title.set_fontsize(title.get_fontsize() - 0.25)
 
 
 def new_figure(size: tuple[float, float]) -> Any:
