@@ -12,9 +12,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_device, checked_scale, compute_dtype
+from ._checks import check_device, checked_scale, compute_dtype, may_overwrite
 from ._cross import check_cross_qkv
 from .dispatch import Implementation, Op
+
+# Below this a copy of the keys and values takes less time than more calls of PyTorch's attention.
+_COPIED_BYTES = 2**20
 
 
 def grouped_query_attention(
@@ -87,13 +90,30 @@ def _reference(
 def _torch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Scaled-dot-product attention; unequal groups are copied head by head, equal ones are not."""
+    """Scaled-dot-product attention; equal groups are not copied, and on a CPU many keys of unequal ones are not."""
+    if groups is not None and groups.device.type == "cpu" and may_overwrite(q) and _many(k, v, len(groups)):
+        return _by_runs(q, k, v, groups, scale)
     if groups is not None:
         k, v = k.index_select(2, groups), v.index_select(2, groups)
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
     # While a program is traced sizes are tensors.
     shared = bool(keys.shape[1] != queries.shape[1])
     return F.scaled_dot_product_attention(queries, keys, values, scale=scale, enable_gqa=shared).transpose(1, 2)
+
+
+def _many(k: torch.Tensor, v: torch.Tensor, heads: int) -> bool:
+    """Whether a copy of the keys and values for every query head would take longer than a few calls do."""
+    return (k[:, :, 0].numel() + v[:, :, 0].numel()) * heads * k.element_size() >= _COPIED_BYTES
+
+
+def _by_runs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: torch.Tensor, scale: float) -> torch.Tensor:
+    """A call for every run of query heads that read the same keys, where they are."""
+    shared, counts = (x.tolist() for x in groups.unique_consecutive(return_counts=True))
+    parts = []
+    for queries, head in zip(q.transpose(1, 2).split(counts, 1), shared, strict=True):
+        keys, values = (x[:, :, head, None].transpose(1, 2).expand(-1, queries.shape[1], -1, -1) for x in (k, v))
+        parts.append(F.scaled_dot_product_attention(queries, keys, values, scale=scale).transpose(1, 2))
+    return torch.cat(parts, 2)
 
 
 _op = Op(

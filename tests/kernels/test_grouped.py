@@ -50,6 +50,23 @@ def test_torch_is_the_reference(heads, kv_heads, width, dtype, bound):
         assert relative_error(run("torch", q, k, v, groups), truth) < bound
 
 
+@pytest.mark.parametrize("groups", [[0, 0, 0, 1, 1, 2], [2, 0, 0, 1, 2, 2], [1] * 6])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_many_keys_are_read_where_they_are(groups, dtype, monkeypatch):
+    """A call a run of heads, whatever the layout; where a head is none of k's, an error."""
+    monkeypatch.setattr(torch.Tensor, "index_select", lambda *args: pytest.fail("keys are copied"))
+    q, k, v = draw(3, 35, 701, 6, 3, 33, value_width=16, dtype=torch.float64)
+    k = k.transpose(1, 2).contiguous().transpose(1, 2)
+    truth = run("reference", q, k, v, torch.tensor(groups))
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    found = run("torch", q, k, v, torch.tensor(groups))
+    assert found.is_contiguous() and found.dtype == dtype
+    assert relative_error(found, truth) < {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1.6e-2}[dtype]
+    with pytest.raises(IndexError):
+        run("torch", q, k, v, torch.tensor([*groups[:5], 3]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_views_of_a_projection_and_half_precision(backend):
     packed = torch.randn(2, 9, 3, 4, 8).transpose(0, 1)

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from attnzoo.tools.data.toy_files import write_toys
 from attnzoo.tools.data.toys import ToyScenes
 from attnzoo.tools.demo_dense import DETECTOR, SEGMENTER
-from attnzoo.tools.demos.picture import MARGIN, TITLE, ZOOM, draw_picture
+from attnzoo.tools.demos.picture import COLOURS, MARGIN, TITLE, ZOOM, _boxes, draw_picture
 from attnzoo.tools.demos.training import Job, train_and_test
 from attnzoo.tools.main import main
 from attnzoo.weights.mmengine import load_from_local
@@ -79,3 +79,17 @@ def test_a_perfect_prediction_is_drawn_as_the_truth(tmp_path: Path) -> None:
     draw_picture([(scene, [], np.zeros_like(scene.label_map()))], tmp_path / "blind.png")
     blind = np.asarray(Image.open(tmp_path / "blind.png").convert("RGB"))
     assert (drawn[TITLE:] != blind[TITLE:]).any(2).mean() > 0.02
+
+
+def test_captions_of_boxes_that_overlap_stand_apart() -> None:
+    """Three boxes nearly alike, and one as large as the picture: every caption can be read whole."""
+    frames = [(20, 40, 60, 90), (22, 42, 66, 92), (24, 38, 62, 88), (0, 0, 150, 150)]
+    boxes = [(*frame, f"{label} 0.{90 - label}", label) for label, frame in enumerate(frames)]
+    panel = np.asarray(_boxes(np.zeros((150, 150, 3), np.uint8), boxes))
+    for label, (*_, caption, _) in enumerate(boxes):
+        alone = np.asarray(_boxes(np.zeros((150, 150, 3), np.uint8), [(20, 60, 60, 90, caption, label)]))
+        colour = np.array(ImageColor.getrgb(COLOURS[label]))
+        rows, columns = (alone[:117] == colour).all(2).nonzero()
+        written = alone[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        windows = np.lib.stride_tricks.sliding_window_view(panel, written.shape)[:, :, 0]
+        assert (windows == written).all((2, 3, 4)).any(), caption

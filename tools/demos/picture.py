@@ -91,13 +91,33 @@ def _enlarged(pixels: np.ndarray, resampling: Image.Resampling) -> Image.Image:
 def _boxes(image: np.ndarray, boxes: list[Box]) -> Image.Image:
     panel = _enlarged(image, Image.Resampling.BICUBIC)
     pen, font = ImageDraw.Draw(panel), ImageFont.load_default(12)
-    for *corners, caption, label in reversed(boxes):  # the surest last, on top
-        left, top, right, bottom = (round(corner * ZOOM) for corner in corners)
+    frames = [tuple(round(corner * ZOOM) for corner in corners) for *corners, _, _ in boxes]
+    for (left, top, right, bottom), (*_, label) in reversed(list(zip(frames, boxes, strict=True))):
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=COLOURS[label], width=2)
-        place = (left + 2, max(0, top - 15))
-        pen.rectangle(pen.textbbox(place, caption, font=font), fill=COLOURS[label])
-        pen.text(place, caption, fill="black", font=font)
+    places: list[tuple[float, ...]] = []
+    for frame, (*_, caption, label) in zip(frames, boxes, strict=True):  # the surest choose first
+        places.append(_place(frame, pen.textbbox((0, 0), caption, font=font, anchor="lt"), panel.size, places))
+        pen.rectangle(places[-1], fill=COLOURS[label])
+        pen.text((places[-1][0] + 1, places[-1][1] + 1), caption, fill="black", font=font, anchor="lt")
     return panel
+
+
+def _place(
+    frame: tuple[int, ...], text: tuple[float, ...], size: tuple[int, int], taken: list[tuple[float, ...]]
+) -> tuple[float, ...]:
+    """Left, top, right and bottom of a caption: above its frame, below it or within, the first place not yet taken."""
+    left, top, right, bottom = frame
+    width, height = text[2] - text[0] + 2, text[3] - text[1] + 2
+    places = []
+    for y in (top - height - 1, bottom + 1, top + 3, bottom - height - 3):
+        for x in (left + 2, right - width - 2):
+            x, y = max(0, min(x, size[0] - width - 1)), max(0, min(y, size[1] - height - 1))
+            places.append((x, y, x + width, y + height))
+    return next((place for place in places if not any(_meet(place, other) for other in taken)), places[0])
+
+
+def _meet(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 def _labels(image: np.ndarray, labels: np.ndarray) -> Image.Image:
