@@ -82,7 +82,8 @@ def tiled_dynamic_conv(
 ) -> torch.Tensor:
     """The ``torch`` implementation of :func:`.dynamic_conv.dynamic_depthwise_conv`."""
     batch, heads = x.shape[0], x.shape[3]
-    rows, cols = axes = tuple((int(n), k) for n, k in zip(x.shape[1:3], kernel, strict=True))
+    # In a program with open sizes, too, tables are made for numbers.
+    rows, cols = axes = tuple((int(n), int(k)) for n, k in zip(x.shape[1:3], kernel, strict=True))
     matrix = math.prod(axis.queries.size * axis.keys.shape[1] for axis in (_axis(*rows), _axis(*cols)))
     matrix *= x.element_size()
 

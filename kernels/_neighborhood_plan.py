@@ -114,7 +114,7 @@ def cut_columns(members: int, kernel: int) -> tuple[Columns, ...]:
     count = min(counts, key=lambda n: abs(members / n - target), default=max(1, round(members / target)))
     alike: dict[tuple[int, int], list] = {}
     for first, size in _cuts(members, count):
-        first_key, offsets = _reach(first, size, members, kernel)
+        first_key, offsets = reach(first, size, members, kernel)
         alike.setdefault(offsets.shape, []).append((first, first_key, offsets))
     return tuple(
         Columns(*shape, tuple(tile[:2] for tile in tiles), Windows(_distinct([tile[2] for tile in tiles])))
@@ -133,7 +133,7 @@ def _split_rows(members: int, kernel: int) -> Slab:
     """Tiles of about equal size, each of them a product."""
     parts, seen = [], {}
     for first, size in _cuts(members, max(1, round(members / _ROWS))):
-        first_key, offsets = _reach(first, size, members, kernel)
+        first_key, offsets = reach(first, size, members, kernel)
         windows = seen.setdefault((offsets.shape, offsets.tobytes()), Windows(offsets[None]))
         parts.append(Rows(first, size, size, 1, first_key, offsets.shape[1], ((0, 1, windows),)))
     return Slab(0, members, tuple(parts))
@@ -164,8 +164,8 @@ def _cuts(members: int, count: int) -> list[tuple[int, int]]:
     return [(first, stop - first) for first, stop in zip(edges, edges[1:], strict=False)]
 
 
-def _reach(first: int, size: int, members: int, kernel: int) -> tuple[int, np.ndarray]:
-    """The first key of some positions' windows, and offsets to all keys from there to the last."""
+def reach(first: int, size: int, members: int, kernel: int) -> tuple[int, np.ndarray]:
+    """The first key of some positions' windows, and offsets ``[size, keys]`` to all from there to the last."""
     begin, last = (min(max(p - kernel // 2, 0), members - kernel) for p in (first, first + size - 1))
     return begin, _offsets(first, size, begin, last + kernel - begin, members, kernel)
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ._checks import compute_dtype, is_traced, mask_dtype, may_overwrite
+from ._checks import compute_dtype, is_traced, is_transformed, may_overwrite
 from ._chunks import in_chunks
+from ._masked import explicit_attention, is_explicit, masked_attention
+from ._neighborhood_bands import band_attention, band_plan
 from ._neighborhood_slabs import Masks, slab_attention, slab_plan
 from ._opaque import opaque
 from ._tables import by_size
@@ -32,11 +34,15 @@ def tiled_attention(
     scale: float,
 ) -> torch.Tensor:
     """The ``torch`` implementation of :func:`.neighborhood.neighborhood_attention`."""
-    if q.device.type == "cpu" and may_overwrite(q) and (plan := slab_plan(q, v, kernel, dilation)):
-        return slab_attention(q, k, v, plan, Masks(bias, plan, q), scale)
-    problem = (tuple(int(n) for n in q.shape[1:-2]), kernel, dilation)
+    if q.device.type == "cpu" and not is_traced(q) and not is_transformed():
+        if bands := band_plan(q, v, kernel, dilation):
+            return band_attention(q, k, v, bands, kernel, bias, scale)
+        if may_overwrite(q) and (plan := slab_plan(q, v, kernel, dilation)):
+            return slab_attention(q, k, v, plan, Masks(bias, plan, q), scale)
+    # In a program with open sizes, too, tables are made for numbers.
+    problem = tuple(tuple(int(n) for n in sizes) for sizes in (q.shape[1:-2], kernel, dilation))
     masks = _masks(bias, problem, q)
-    if _is_explicit(q, masks) and len(masks) > 1:
+    if is_explicit(q, masks) and len(masks) > 1:
         # One product for all tiles: of one for each class the gradients would be put together by copies.
         masks = masks.index_select(0, _table(problem, "classes", q))
     row_bytes = k.shape[-2] * (k.shape[-1] + v.shape[-1]) * k.element_size()
@@ -57,7 +63,7 @@ def _attend(
     if len(plan.queries) == 1:
         # The map as it is.
         maps = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
-        return _masked_attention(*maps, masks[0], scale).transpose(1, 2).unflatten(1, q.shape[1:-2])
+        return masked_attention(*maps, masks[0], scale).transpose(1, 2).unflatten(1, q.shape[1:-2])
     tiles = [_gather(x, _table(problem, name, q)) for x, name in ((q, "queries"), (k, "keys"), (v, "keys"))]
     rows = _attend_tiles(*tiles, plan.counts, masks, scale).flatten(2).flatten(0, 1)
     slots = plan.queries.shape[1]
@@ -71,37 +77,14 @@ def _attend_tiles(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, counts: tuple[int, ...], masks: torch.Tensor, scale: float
 ) -> torch.Tensor:
     """Tiles ``[tiles, B, n, heads, D]`` → ``[tiles * B, n, heads, Dv]``, under masks of each class, or of each tile."""
-    if len(masks) == len(q) > 1 and _is_explicit(q, masks):
-        out = _explicit_attention(*(x.transpose(2, 3) for x in (q, k, v)), masks[:, None], scale)
+    if len(masks) == len(q) > 1 and is_explicit(q, masks):
+        out = explicit_attention(*(x.transpose(2, 3) for x in (q, k, v)), masks[:, None], scale)
         return out.transpose(2, 3).flatten(0, 1)
     parts = [
-        _masked_attention(*(x.flatten(0, 1).transpose(1, 2) for x in tiles), mask, scale).transpose(1, 2)
+        masked_attention(*(x.flatten(0, 1).transpose(1, 2) for x in tiles), mask, scale).transpose(1, 2)
         for *tiles, mask in zip(*(x.split(counts) for x in (q, k, v)), masks, strict=True)
     ]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _masked_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Attention ``[N, heads, n, D]`` under a mask ``[heads or 1, n, m]``."""
-    if _is_explicit(q, mask):
-        return _explicit_attention(q, k, v, mask, scale)
-    mask = mask.to(mask_dtype(q))[None].expand(-1, q.shape[1], -1, -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-def _is_explicit(q: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether scores are written out for a mask's gradient, which not every fused kernel has. PyTorch's unfused form
-    checks for rows without a key, and is left for 16 bits on a CPU, and for traced programs."""
-    return mask.requires_grad and mask_dtype(q) == q.dtype and not torch.jit.is_tracing()
-
-
-def _explicit_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
-) -> torch.Tensor:
-    queries, keys, values = (x.to(mask.dtype) for x in (q, k, v))
-    return (((queries * scale) @ keys.transpose(-1, -2) + mask).softmax(-1) @ values).to(q.dtype)
 
 
 def _gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

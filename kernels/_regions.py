@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ._checks import compute_dtype, may_overwrite
+from ._linear import full_precision
 from .dispatch import is_left_alone
 
 
@@ -28,8 +29,12 @@ def in_place(x: torch.Tensor, regions: tuple[int, int], size: tuple[int, int]) -
 
 
 def best_regions(query: torch.Tensor, key: torch.Tensor, topk: int, scale: float) -> torch.Tensor:
-    """Indices of the ``topk`` keys with the largest products, from descriptors ``[B, regions, channels]``."""
-    return ((query * scale) @ key.transpose(1, 2)).topk(topk).indices
+    """Indices of the ``topk`` keys with the largest products, from descriptors ``[B, regions, channels]``.
+
+    Under autocast, too, in their own precision: choices near the cut would change with rounding.
+    """
+    with full_precision(query.device):
+        return ((query * scale) @ key.transpose(1, 2)).topk(topk).indices
 
 
 def many_small(size: tuple[int, int], count: int, topk: int) -> bool:
@@ -63,8 +68,8 @@ def attend_regions(qkv: torch.Tensor, heads: int, topk: int) -> torch.Tensor:
     q = qkv[..., :width]
     means = qkv[..., : 2 * width].mean(2, dtype=dtype)
     chosen = best_regions(*means.chunk(2, -1), topk, scale)
-    chosen = chosen + torch.arange(batch)[:, None, None] * count
-    rows = (chosen.flatten()[:, None] * tokens + torch.arange(tokens)).flatten()
+    chosen = chosen + torch.arange(batch, device=qkv.device)[:, None, None] * count
+    rows = (chosen.flatten()[:, None] * tokens + torch.arange(tokens, device=qkv.device)).flatten()
     near = qkv.flatten(0, 2)[:, width:].index_select(0, rows).view(batch * count, topk * tokens, 2, heads, -1)
     keys, values = near.transpose(1, 3).unbind(2)
     queries = q.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(1, 2)

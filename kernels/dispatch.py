@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,6 +27,7 @@ ENVIRONMENT_VARIABLE = "ATTNZOO_BACKEND"
 _environment: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
 _forced = _environment
 _settings: list[_Setting] = []
+_settings_lock = threading.Lock()
 _ops: dict[str, Op] = {}
 
 Observer = Callable[[str, tuple, Callable[[], torch.Tensor]], torch.Tensor]
@@ -150,6 +152,11 @@ def _set(settings: list[_Setting]) -> None:
     _forced = settings[-1].name if settings else _environment
 
 
+def _alone() -> AbstractContextManager:
+    """A context in which no other thread changes the settings; Dynamo knows no locks."""
+    return nullcontext() if torch.compiler.is_compiling() else _settings_lock
+
+
 class use_backend:
     """Forces one implementation for every op, or with None lets each op choose again.
 
@@ -167,17 +174,20 @@ class use_backend:
     def __init__(self, name: str | None) -> None:
         self._made = _Setting(_checked_backend(name, "use_backend's name"))
         self._blocks: list[_Setting] = []
-        kept = _settings
-        if len(kept) > 1 and not (kept[-1].has_block or kept[-2].has_block):
-            # The one before the last can only come back at the end of a block that has begun.
-            kept = [*kept[:-2], kept[-1]]
-        _set([*kept, self._made])
+        with _alone():
+            kept = _settings
+            if len(kept) > 1 and not (kept[-1].has_block or kept[-2].has_block):
+                # The one before the last can only come back at the end of a block that has begun.
+                kept = [*kept[:-2], kept[-1]]
+            _set([*kept, self._made])
 
     def __enter__(self) -> use_backend:
-        if self._made.has_block or self._made not in _settings:
+        if self._made.has_block:
             self._made = _Setting(self._made.name)
-            _set([*_settings, self._made])
         self._made.has_block = True
+        with _alone():
+            # What was set between the call and the block comes back after it.
+            _set([*(each for each in _settings if each is not self._made), self._made])
         self._blocks.append(self._made)
         return self
 
@@ -185,8 +195,9 @@ class use_backend:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         block = self._blocks.pop()
-        place = _settings.index(block)
-        _set([*_settings[:place], *(each for each in _settings[place + 1 :] if each.has_block)])
+        with _alone():
+            place = _settings.index(block)
+            _set([*_settings[:place], *(each for each in _settings[place + 1 :] if each.has_block)])
 
 
 def get_backend() -> str | None:

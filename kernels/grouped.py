@@ -96,9 +96,9 @@ def _torch(
     if groups is not None:
         k, v = k.index_select(2, groups), v.index_select(2, groups)
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
-    # While a program is traced sizes are tensors.
-    shared = bool(keys.shape[1] != queries.shape[1])
-    return F.scaled_dot_product_attention(queries, keys, values, scale=scale, enable_gqa=shared).transpose(1, 2)
+    # A branch: while a program is traced sizes are tensors, or symbols, and so is what compares them.
+    shared = {"enable_gqa": True} if keys.shape[1] != queries.shape[1] else {}
+    return F.scaled_dot_product_attention(queries, keys, values, scale=scale, **shared).transpose(1, 2)
 
 
 def _many(k: torch.Tensor, v: torch.Tensor, heads: int) -> bool:

@@ -34,7 +34,7 @@ def bi_level_routing_attention(
     The map is cut into rows x cols regions. A region's descriptors are the means of its queries and of its keys, all
     heads joined and detached; region a is routed to the topk regions b with the largest ``scale * mean_q[a] .
     mean_k[b]``, one choice for all heads, without gradient. Each token then attends to all tokens of those regions.
-    Descriptors, scores and softmax are float32 (float64 for float64 inputs).
+    Descriptors, scores and softmax are float32 (float64 for float64 inputs), the choice also under autocast.
 
     Args:
         q: queries ``[B, H, W, heads, D]``; float16, bfloat16, float32 or float64.

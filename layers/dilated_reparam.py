@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._checks import check_odd
+from ._plain import is_plain, is_watched
 
 # (kernel size, dilation) of the branches beside the large kernel, by its size.
 BRANCHES = {
@@ -29,6 +30,12 @@ class _ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
+
+    def is_folded(self) -> bool:
+        """Whether :meth:`folded` is all that a call does."""
+        norm = self.norm
+        fixed = not norm.training and getattr(norm, "running_var", None) is not None
+        return fixed and is_plain(self.conv) and not (is_watched(norm) or is_watched(self))
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """The convolution's weight [C, 1, k, k] and bias [C] with the norm's running statistics in them."""
@@ -87,11 +94,12 @@ class DilatedReparamConv(nn.Module):
         """[B, C, H, W] → [B, C, H, W]."""
         if self.conv is not None:
             return self.conv(x)
-        if not self.training:
+        branches = list(self.branches.values())
+        if not self.training and all(branch.is_folded() for branch in (self.large, *branches)):
             weight, bias = self.merged()
             return F.conv2d(x, weight, bias, padding=self.kernel_size // 2, groups=len(weight))
         out = self.large(x)
-        for branch in self.branches.values():
+        for branch in branches:
             out = out + branch(x)
         return out
 

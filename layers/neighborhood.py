@@ -57,7 +57,8 @@ class NeighborhoodAttention(nn.Module):
         self.num_heads = num_heads
         self.kernel_size = _per_axis(kernel_size, ndim, "kernel_size")
         self.dilation = _per_axis(dilation, ndim, "dilation")
-        check_odd("kernel_size", self.kernel_size)
+        for size in self.kernel_size:
+            check_odd("kernel_size", size)
         if any(d < 1 for d in self.dilation):
             raise ValueError(f"dilation={dilation} is below 1")
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)

@@ -76,7 +76,8 @@ class RelPosAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] → [B, H, W, C]."""
         batch, height, width, dim = x.shape
-        q, k, v = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.bias(height, width).to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
         return self.proj_drop(self.proj(x.reshape(batch, height, width, dim)))

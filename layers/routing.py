@@ -75,7 +75,7 @@ class BiLevelRoutingAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         v = v.contiguous()  # once, for both
         attended = bi_level_routing_attention(q, k, v, self.num_regions, self.topk).flatten(-2)
-        return self.proj_drop(self.proj(self.lepe(v.flatten(-2)).add_(attended)))
+        return self.proj_drop(self.proj(self.lepe(v.flatten(-2)) + attended))
 
     def _by_regions(self, x: Tensor) -> Tensor:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -14,6 +14,7 @@ from attnzoo import kernels
 from attnzoo.kernels import (
     _dynamic_conv_rows,
     _dynamic_conv_tiles,
+    _neighborhood_bands,
     _neighborhood_plan,
     _neighborhood_slabs,
     _neighborhood_tiles,
@@ -25,6 +26,8 @@ SIZES = [(17 + 7 * (i % 10), 20 + 11 * (i % 7)) for i in range(THREADS)]
 CACHES = (
     _tiles.tile_plan,
     _neighborhood_tiles._device_table,
+    _neighborhood_bands._band_offsets,
+    _neighborhood_bands.cut_bands,
     _neighborhood_plan.cut_columns,
     _neighborhood_plan.cut_rows,
     _neighborhood_slabs._joint,

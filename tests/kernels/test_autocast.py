@@ -37,6 +37,18 @@ def test_results_keep_their_dtype(name, grad, lower):
         assert relative_error(found.detach().double(), expected) < 0.03
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_regions_are_chosen_as_without(backend, grad):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 28, 28, 2, 8) for _ in range(3))
+    with torch.set_grad_enabled(grad), kernels.use_backend(backend):
+        expected = kernels.bi_level_routing_attention(q, k, v, 7, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = kernels.bi_level_routing_attention(q, k, v, 7, 4)
+    assert relative_error(found, expected) < 0.03
+
+
 def test_layer_without_a_gradient():
     layer, x = layers.LargeKernelAttention(8).eval(), torch.randn(2, 8, 28, 28)
     with torch.no_grad():

@@ -182,6 +182,39 @@ def test_what_a_block_sets_ends_with_it():
     assert get_backend() is None
 
 
+def test_a_block_holds_although_another_backend_was_set_before_it():
+    reference = use_backend("reference")
+    try:
+        use_backend("torch")
+        with reference:
+            assert get_backend() == "reference"
+        assert get_backend() == "torch"
+    finally:
+        use_backend(None)
+
+
+def test_threads_that_set_at_once_leave_nothing_forced():
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def blocks(name):
+        for _ in range(300):
+            with use_backend(name):
+                pass
+        done.append(name)
+
+    done = []
+    try:
+        threads = [threading.Thread(target=blocks, args=(name,)) for name in ("torch", "reference")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(done) == 2 and get_backend() is None
+
+
 def test_blocks_that_overlap_in_two_threads_leave_nothing_forced():
     first, second = threading.Event(), threading.Event()
 

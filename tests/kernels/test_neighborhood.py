@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import relative_error
 
-from attnzoo.kernels import _neighborhood_slabs, neighborhood_attention, use_backend
+from attnzoo.kernels import _neighborhood_slabs, _neighborhood_tiles, neighborhood_attention, use_backend
+from attnzoo.kernels._neighborhood_bands import band_plan
 
 BACKENDS = ["reference", "torch"]
 
@@ -120,6 +121,8 @@ def test_torch_is_the_reference_in_float64(problem):
         ((56, 30), 7, 1),
         ((29, 23), (7, 5), (3, 2)),
         ((14, 14), 7, 2),
+        ((16, 16), 7, 1),
+        ((22, 11), (5, 9), 1),
         ((27, 31), 13, 2),
         ((20, 24), 3, 5),
     ],
@@ -163,6 +166,7 @@ def test_without_a_gradient(near, space, kernel, dilation, buffer_bytes, biased,
     monkeypatch.setattr(_neighborhood_slabs, "_FEW_BYTES", buffer_bytes)
     monkeypatch.setattr(_neighborhood_slabs, "_FEW_SCORES", 1)
     monkeypatch.setattr(_neighborhood_slabs, "_PRODUCT_SCORES", 1)
+    monkeypatch.setattr(_neighborhood_tiles, "band_plan", lambda *args: None)
     torch.manual_seed(6)
     q, k, v = draw(space, batch=3, width=3, value_width=5)
     kernels, dilations = ((n, n) if isinstance(n, int) else n for n in (kernel, dilation))
@@ -173,6 +177,45 @@ def test_without_a_gradient(near, space, kernel, dilation, buffer_bytes, biased,
     for values in (v, v[..., :3]):
         found, truth = (run(backend, q, k, values, kernel, dilation, rel_pos_bias=bias) for backend in BACKENDS[::-1])
         assert relative_error(found, truth) < 1e-12
+
+
+# Space, kernel and the rows of each band: several, one, of one size and of several.
+BANDS = [
+    ((14, 14), 7, [5, 4, 5]),
+    ((16, 16), 7, [4, 4, 4, 4]),
+    ((13, 15), (7, 9), [4, 5, 4]),
+    ((31, 11), (3, 11), [4, 5, 4, 5, 4, 5, 4]),
+    ((14, 13), 13, [14]),
+    ((4, 39), (3, 39), [4]),
+]
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("space", "kernel", "rows"), BANDS, ids=str)
+@torch.no_grad()
+def test_small_maps_by_bands_of_rows(space, kernel, rows, dtype, biased):
+    torch.manual_seed(9)
+    q, k, v = draw(space, batch=3, width=8, value_width=5)
+    q, k = torch.stack([q, k], 3).unbind(3)
+    kernels = (kernel, kernel) if isinstance(kernel, int) else kernel
+    bands = band_plan(q, v, kernels, (1, 1))
+    assert [band.stop - band.first for band in bands] == rows
+    bias = 3 * draw_bias(2, kernels) if biased else None
+    truth = run("reference", q, k, v, kernel, rel_pos_bias=bias)
+    maps = [x.to(dtype) for x in (q, k, v)]
+    found, expected = (run(backend, *maps, kernel, rel_pos_bias=bias) for backend in BACKENDS[::-1])
+    bounds = {torch.float64: 1e-12, torch.float32: 1e-6}
+    assert found.dtype == dtype and found.shape == truth.shape
+    assert relative_error(found, truth) <= bounds.get(dtype, 2 * relative_error(expected, truth))
+    assert run("torch", q[:0], k[:0], v[:0], kernel, rel_pos_bias=bias).shape == (0, *truth.shape[1:])
+
+
+@pytest.mark.parametrize(("space", "dilation"), [((28, 28), 1), ((14, 14), 2), ((12, 12), 1), ((12, 40), 1)], ids=str)
+def test_bands_where_they_cost_less(space, dilation):
+    """Not where they compute many more scores than tiles do, for a map that is as good as one, or a dilation."""
+    q, _, v = draw(space)
+    assert band_plan(q, v, (7, 7), (dilation, dilation)) is None
 
 
 @pytest.mark.parametrize("factor", [1e-3, 30.0, 1e4])

@@ -7,7 +7,15 @@ from parity import relative_error
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from attnzoo.kernels import bi_level_routing_attention, explain, neighborhood_attention, sparse_attention, use_backend
+from attnzoo.kernels import (
+    bi_level_routing_attention,
+    dynamic_depthwise_conv,
+    explain,
+    grouped_query_attention,
+    neighborhood_attention,
+    sparse_attention,
+    use_backend,
+)
 
 pytestmark = pytest.mark.compiles
 
@@ -41,6 +49,31 @@ OPS = pytest.mark.parametrize("module", [Neighborhood, Routing])
 
 def draw(size, batch=2, dtype=torch.float32):
     return [torch.randn(batch, *size, 2, 8, dtype=dtype) for _ in range(3)]
+
+
+def _convolution(x, key, value, size):
+    return dynamic_depthwise_conv(x, torch.cat([key, value] * 4, -1)[..., : size**2], size, softmax=True)
+
+
+@pytest.mark.parametrize("op", [neighborhood_attention, _convolution])
+def test_another_window_for_the_same_program(op):
+    """Dynamo makes symbols of numbers that change from call to call."""
+    torch.manual_seed(0)
+    inputs = [x.requires_grad_() for x in draw((12, 12), dtype=torch.float64)]
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
+    for size in (3, 5):
+        found, expected = compiled(*inputs, size), op(*inputs, size)
+        for a, b in zip(*(torch.autograd.grad(x.square().sum(), inputs[:1]) for x in (found, expected)), strict=True):
+            assert relative_error(a, b) < 1e-12
+        assert relative_error(found, expected) < 1e-12
+
+
+def test_heads_of_open_number():
+    q, k, v = (torch.randn(2, 9, heads, 8, dtype=torch.float64) for heads in (6, 2, 2))
+    compiled = torch.compile(grouped_query_attention, backend="aot_eager", fullgraph=True, dynamic=True)
+    for keys, values in ((k, v), (q, q)):
+        found = compiled(q, keys, values)
+        assert relative_error(found, grouped_query_attention(q, keys, values)) < 1e-12
 
 
 @OPS

@@ -10,7 +10,7 @@ from parity import relative_error
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from attnzoo.layers import ContMix, LargeKernelAttention, SparsifinerAttention
+from attnzoo.layers import ContMix, DilatedReparamConv, LargeKernelAttention, SparsifinerAttention
 
 Run = Callable[[nn.Module], torch.Tensor]
 
@@ -28,12 +28,15 @@ def _case(name: str) -> tuple[nn.Module, Run, list[str]]:
     if name == "contmix":
         maps = _maps((2, 16, 14, 14), (2, 16, 14, 14), (2, 16, 14, 14))
         return ContMix(16, 7, num_heads=2).double().eval(), lambda layer: layer(*maps), ["weight_proj"]
+    if name == "dilated":
+        (x,) = _maps((2, 8, 9, 11))
+        return DilatedReparamConv(8, 7).double().eval(), lambda layer: layer(x), ["large.conv", "branches.k5_1.norm"]
     (x,) = _maps((2, 17, 16))
     layer = SparsifinerAttention(16, 2, (4, 4), predictor=dict(reduce_n_factor=2)).double()
     return layer, lambda layer: layer(x)[0], ["predictor.proj_c_q", "predictor.proj_c_k"]
 
 
-CASES = pytest.mark.parametrize("name", ["lka", "contmix", "sparsifiner"])
+CASES = pytest.mark.parametrize("name", ["lka", "contmix", "dilated", "sparsifiner"])
 
 
 class Same(nn.Module):
@@ -55,6 +58,20 @@ def test_hooks_are_called_and_change_the_result(name: str) -> None:
             assert relative_error(run(layer), before) > 1e-6
             changed.remove()
         assert calls == [layer.get_submodule(path) for path in paths]
+        assert torch.equal(run(layer), before)
+
+
+@CASES
+def test_a_forward_of_its_own_takes_part(name: str) -> None:
+    """As accelerate gives modules whose weights are elsewhere until they are called."""
+    layer, run, paths = _case(name)
+    with torch.no_grad():
+        before = run(layer)
+        for path in paths:
+            module = layer.get_submodule(path)
+            module.forward = lambda x, forward=module.forward: forward(x) * 0
+            assert relative_error(run(layer), before) > 1e-6
+            del module.forward
         assert torch.equal(run(layer), before)
 
 
@@ -81,6 +98,14 @@ def test_parametrizations_and_adapters_take_part(name: str) -> None:
             module = adapted.get_submodule(path)
             setattr(adapted.get_submodule(parent), leaf, nn.Sequential(module, nn.Identity()))
         assert relative_error(run(adapted), before) < 1e-12
+
+
+def test_norms_that_still_learn_their_statistics() -> None:
+    layer, run, _ = _case("dilated")
+    layer.large.norm.train()
+    before = layer.large.norm.running_var.clone()
+    run(layer)
+    assert not torch.equal(layer.large.norm.running_var, before)
 
 
 @pytest.mark.parametrize("name", ["contmix", "sparsifiner"])

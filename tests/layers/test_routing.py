@@ -45,3 +45,27 @@ def test_who_asks_for_the_op_gets_it():
             assert not region_order_pays(x, (2, 2), 1)
     assert not region_order_pays(x, (2, 2), 1), "its gradient is made of the op's"
     assert seen == ["bi_level_routing_attention"]
+
+
+def test_the_position_encoding_can_be_watched_and_replaced():
+    torch.manual_seed(0)
+    layer, x, seen = BiLevelRoutingAttention(16, 2, 2, 1), torch.randn(1, 8, 8, 16), []
+    layer.lepe.register_forward_hook(lambda module, args, out: seen.append((out, out.detach().clone())))
+    layer.lepe.register_full_backward_hook(lambda *args: None)
+    layer(x).sum().backward()
+    ((out, as_it_came),) = seen
+    assert torch.equal(out, as_it_came)
+    layer.lepe = torch.nn.Identity()
+    out = layer(x)
+    out.sum().backward()
+    with torch.no_grad():
+        assert relative_error(layer(x), out) < 1e-6
+
+
+def test_another_default_device():
+    torch.manual_seed(0)
+    layer, x = BiLevelRoutingAttention(16, 2, 2, 1), torch.randn(1, 8, 8, 16)
+    with torch.no_grad():
+        expected = layer(x)
+        with torch.device("meta"):
+            assert torch.equal(layer(x), expected)

@@ -143,7 +143,7 @@ def test_no_images_is_said_at_once(tmp_path, capsys):
     assert "(1 other files)" in error
     assert "does not exist; did you mean data?" in refused(capsys, tmp_path / "dat")
     (tmp_path / "list.csv").write_text("x")
-    assert "is neither a folder nor a .tar file" in refused(capsys, tmp_path / "list.csv")
+    assert "is neither a folder nor a .tar file; give a folder" in refused(capsys, tmp_path / "list.csv")
 
 
 def test_split_folders(tmp_path):

@@ -84,6 +84,23 @@ def test_folder_of_another_recipe_is_refused_and_left_alone(tmp_path, capsys):
     assert (out / "metrics.csv").read_bytes() != before
 
 
+def test_what_cannot_be_built_costs_no_run_that_is_there(tmp_path, capsys):
+    recipe, out = write_recipe(tmp_path, epochs=1), tmp_path / "o"
+    assert train(recipe, out) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for option in ("data.source=nowhere", "model.kwargs={nope: 1}"):
+        assert train(recipe, out, "--set", option, "--overwrite") == 2
+        assert option.partition("=")[0] in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_what_cannot_be_built_leaves_no_recipe_that_the_mended_one_differs_from(tmp_path):
+    recipe, out = write_recipe(tmp_path, epochs=1), tmp_path / "o"
+    assert train(recipe, out, "--data", "nowhere") == 2
+    assert list(out.iterdir()) == []
+    assert train(recipe, out) == 0
+
+
 def test_unwritable_output_is_said_before_the_work(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert train(write_recipe(tmp_path), tmp_path / "file" / "o") == 2

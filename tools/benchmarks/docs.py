@@ -68,8 +68,8 @@ the run, too, where it makes blocks of 32 MB and more: dynamic convolution's pub
 in another at 14×14, on the same machine.
 
 Sections without a processor in their title are Intel's, and older than four changes: large-kernel attention went by
-phases then, not by oneDNN's dilated kernels, dilated neighborhood attention copied its groups from memory, grouped-query
-attention its keys and values, and `gather` held its two copies of windows at once.
+phases then, not by oneDNN's dilated kernels, dilated neighborhood attention copied its groups from memory,
+grouped-query attention its keys and values, and `gather` held its two copies of windows at once.
 
 In the tables of layers `published` has no library's kernels: neighborhood attention's copies all windows, ContMix's
 unfolds them. In those of blocks a layer stands between norms and residuals, an MLP behind it, and ContMix in its own

@@ -111,9 +111,11 @@ def kind_of(where: str) -> str:
         return "tar"
     if "/" in where and prefix in _NAMED:
         return prefix
-    kind = "is neither a folder nor a .tar file" if path.exists() else "does not exist"
+    exists = path.exists()
+    kind = "is neither a folder nor a .tar file" if exists else "does not exist"
+    near = "" if exists else _near(path)
     raise UserError(
-        f"data {where} {kind}{_near(path) or '; give a folder, a .tar, digits, hfds/NAME, tfds/NAME or torch/NAME'}"
+        f"data {where} {kind}{near or '; give a folder, a .tar, digits, hfds/NAME, tfds/NAME or torch/NAME'}"
     )
 
 

@@ -1,6 +1,7 @@
 """A run in its folder: refuses a folder of another run, resumes, trains, draws the curve."""
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,13 @@ def train(
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
     if accelerator.is_main_process:
+        check_output(output, recipe, resume=resume is not None, overwrite=overwrite)
+    accelerator.wait_for_everyone()
+    # What cannot be built costs no run that is there, and leaves no recipe that the mended one would differ from.
+    trainer = Trainer(recipe, output, accelerator)
+    if accelerator.is_main_process:
         prepare_output(output, recipe, resume=resume is not None, overwrite=overwrite)
     accelerator.wait_for_everyone()
-    trainer = Trainer(recipe, output, accelerator)
     _resume(trainer, output, resume)
     progress = trainer.run()
     if accelerator.is_main_process:
@@ -61,22 +66,37 @@ def train(
     return progress
 
 
-def prepare_output(output: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Makes the folder, writes the recipe into it, and refuses one that holds another run.
+def check_output(output: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Makes the folder, and refuses one that holds another run; what is in it stays.
 
     Raises:
         UserError: the folder cannot be written, or holds a run that would be mixed up with this one.
     """
     file = output / RECIPE_FILE
-    if overwrite and not resume and file.is_file():
-        _remove_run(output)
-    if file.is_file():
-        _check_same_run(file, recipe, resume)
-    _check_kinds(output)
+    begins_again = overwrite and not resume and file.is_file()
+    if not begins_again:
+        if file.is_file():
+            _check_same_run(file, recipe, resume)
+        _check_kinds(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=output):
+            pass
     except OSError as error:
-        raise UserError(f"cannot make the output folder {output}: {error.strerror}") from error
+        problem = "write in" if output.is_dir() else "make"
+        raise UserError(f"cannot {problem} the output folder {output}: {error.strerror}") from error
+
+
+def prepare_output(output: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Removes the run that is to be overwritten, and writes the recipe.
+
+    Raises:
+        UserError: as :func:`check_output`.
+    """
+    file = output / RECIPE_FILE
+    if overwrite and not resume and file.is_file():
+        _remove_run(output)
+    check_output(output, recipe, resume=resume, overwrite=overwrite)
     checkpoint.replace_synced(file, yaml.safe_dump(as_tree(recipe), sort_keys=False).encode())
 
 
