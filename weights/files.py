@@ -13,7 +13,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """Replace a file as a whole: readers see the old content or the new, also after a power cut.
 
     Raises:
-        OSError: it cannot be written; the temporary file is gone then, an older file untouched.
+        OSError: it cannot be written; the temporary file is gone then, as after Ctrl-C, and an older file untouched.
     """
     part = None
     try:
@@ -21,10 +21,9 @@ def replace_file(path: Path, content: bytes) -> None:
             part = Path(file.name)
             file.write(content)
         settle(part, path)
-    except OSError:
+    finally:
         if part is not None:
             part.unlink(missing_ok=True)
-        raise
 
 
 def settle(part: Path, path: Path) -> None:

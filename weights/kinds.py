@@ -36,6 +36,7 @@ _OLD_PICKLE = re.compile(
     rb"\([dl]p\d+\n|[}\]]q.\(|c(__builtin__|builtins|collections|numpy|torch|os|posix)[\w.]*\n\w+\n", re.DOTALL
 )
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
+_FOLDER = 0x10  # of a zip member's attributes, as MS-DOS had them
 _BLOCK = 1 << 20
 
 
@@ -104,7 +105,13 @@ def _nearby(path: Path) -> str:
     folder = path.absolute().parent
     if not folder.is_dir():
         return f": there is no folder {folder}"
-    near = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=3, cutoff=0.6)
+    if path.is_symlink():
+        return f": it is a link to {path.readlink()}"
+    try:
+        names = [file.name for file in folder.iterdir()]
+    except OSError:  # one may be let into a folder without being let see it
+        names = []
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
     return f" in {folder}" + (f"; did you mean {', '.join(near)}?" if near else "")
 
 
@@ -123,6 +130,10 @@ def _check_zip(path: Path, size: int) -> None:
         )
     if not any(name.endswith("data.pkl") for name in names):
         raise CheckpointError("is a zip archive that torch.save did not write; unpack it and pass a file inside", path)
+    # One flipped bit makes a folder of a tensor's bytes: torch.load then takes memory as it finds it in their place.
+    files = [member for member in members if not member.filename.endswith("/")]
+    if hollow := [member.filename for member in files if member.external_attr & _FOLDER]:
+        raise DamagedError(f"is damaged ({hollow[0]} is marked as a folder{expected(path)})", path)
     # torch.save stores without compression; anything that unpacks to much more than the file is a bomb.
     if sum(member.file_size for member in members) > 2 * size + 1_000_000:
         raise CheckpointError("is a compressed zip archive that unpacks to far more than its size; not read", path)

@@ -75,18 +75,27 @@ def load_from_local(filename: str, map_location: object = None) -> dict[str, Any
 
 
 def load_from_http(filename: str, map_location: object = None) -> dict[str, Any]:
-    """The same for an address; the file goes through the download cache (https only)."""
-    name = filename.split("?")[0].rsplit("/", 1)[-1]
+    """The same for an address."""
+    return load_from_local(str(fetch_address(filename)))
+
+
+def fetch_address(address: str) -> Path:
+    """The file of an address, in the download cache (https only); a hash in its name, ``-0123abcd.pth``, is checked.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    name = address.split("?")[0].rsplit("/", 1)[-1]
     known = _HASH.search(name)
     row = dict.fromkeys(field.name for field in fields(Entry)) | {
-        "id": hashlib.sha256(filename.encode()).hexdigest()[:16],
+        "id": hashlib.sha256(address.encode()).hexdigest()[:16],
         "file": name or None,
-        "url": filename,
+        "url": address,
         "mirrors": (),
         "host": "direct",
         "sha256_prefix": known[1] if known else None,
     }
-    return load_from_local(str(fetch(Entry(**row))))
+    return fetch(Entry(**row))
 
 
 def load_from_torchvision(filename: str, map_location: object = None) -> dict[str, Any]:

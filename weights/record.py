@@ -22,7 +22,10 @@ def recorded(path: Path) -> dict[str, Any]:
         record = json.loads(marker(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    kinds = {"size": int, "mtime_ns": int}
+    return {key: value for key, value in record.items() if isinstance(value, kinds.get(key, str))}
 
 
 def expected(path: Path) -> str:

@@ -10,10 +10,18 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models import register_model as timm_register_model
 from timm.models._builder import resolve_pretrained_cfg
-from torch import nn
+from torch import Tensor, nn
 
-from ..weights import convert_checkpoint, pretrained_file, pretrained_state_dict, read_checkpoint, unwrap
+from ..weights import (
+    CheckpointError,
+    convert_checkpoint,
+    pretrained_file,
+    pretrained_state_dict,
+    read_checkpoint,
+    unwrap,
+)
 from ..weights.manifest import entries
+from ..weights.values import check_finite
 from ._arguments import check_arguments
 
 _PACKAGE = __name__.rsplit(".", 1)[0]
@@ -98,10 +106,19 @@ def _resolve_weights(variant: str, kwargs: dict[str, Any]) -> None:
     if resolved.state_dict or resolved.source or resolved.hf_hub_id:
         return
     if resolved.file:
-        overlay["state_dict"], _ = unwrap(read_checkpoint(resolved.file))
+        overlay["state_dict"] = _checked(resolved.file)
     elif resolved.tag:
         overlay["state_dict"] = pretrained_state_dict(f"{variant}.{resolved.tag}", kwargs.get("cache_dir"))
     kwargs["pretrained_cfg_overlay"] = overlay
+
+
+def _checked(file: str) -> dict[str, Tensor]:
+    try:
+        state_dict, _ = unwrap(read_checkpoint(file))
+        check_finite(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(error.problem, file) from None
+    return state_dict
 
 
 def list_models(pattern: str = "", **kwargs: Any) -> list[str]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..weights import convert_checkpoint, load_checkpoint
 from ._blocks import rename_keys
+from ._pyramid import Backbone as ImageBackbone
 
+_BODY = "body."
 _NORM_KEY = re.compile(r"^(?:extra_norms?\.|norm)(\d)\.(?:norm\.)?(weight|bias)$")
 # OverLoCK's own, see ``OverLoCK.forward_dense``.
 _OVERVIEW = [
@@ -104,11 +106,11 @@ class Backbone(nn.Module):
                 part.eval()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """As ``nn.Module``'s, which ``load_state_dict`` calls, alone or inside a detector; published names of dense or
-        classification checkpoints are converted on the way."""
+        """As ``nn.Module``'s, which ``load_state_dict`` calls, alone or inside a detector; dense or classification
+        checkpoints under published names, or for another image size, are converted on the way."""
         given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        own = self.state_dict()
-        if any(key not in own for key in given):
+        own = {key: getattr(value, "shape", None) for key, value in self.state_dict().items()}
+        if any(key not in own or getattr(value, "shape", None) != own[key] for key, value in given.items()):
             converted = convert_checkpoint(given, self)
             for key in given:
                 del state_dict[prefix + key]
@@ -119,8 +121,12 @@ class Backbone(nn.Module):
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
     """A published backbone's names → ``body.*`` and ``norms.*``; the classifier's norm and head are left out."""
     own = set(model.state_dict())
-    if any(key.startswith("body.") for key in state_dict):
-        return state_dict
+    if body := {key.removeprefix(_BODY): value for key, value in state_dict.items() if key.startswith(_BODY)}:
+        # Of timm's own models the names alone are known.
+        if isinstance(model.body, ImageBackbone):
+            body = convert_checkpoint(body, model.body)
+        rest = {key: value for key, value in state_dict.items() if not key.startswith(_BODY)}
+        return {**{_BODY + key: value for key, value in body.items()}, **rest}
     converted, rest = {}, {}
     if model.overview is not None:
         state_dict = rename_keys(state_dict, _OVERVIEW)
@@ -133,13 +139,13 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Backbone) -> dict
                 converted[f"norms.{model.out_indices.index(stage)}.{match[2]}"] = value
         else:
             rest[key] = value
-    body = {f"body.{key}": value for key, value in convert_checkpoint(rest, model.body).items()}
+    body = {_BODY + key: value for key, value in convert_checkpoint(rest, model.body).items()}
     return {**converted, **{key: value for key, value in body.items() if key in own or not _is_cut(key, model)}}
 
 
 def _is_cut(key: str, model: Backbone) -> bool:
     """Whether this is a parameter of the classifier that the backbone does without."""
-    name = key.removeprefix("body.")
+    name = key.removeprefix(_BODY)
     heads = model.body.pretrained_cfg.get("classifier") or ()
     heads = {heads} if isinstance(heads, str) else set(heads)
     # A zoo checkpoint's projections and auxiliary heads are not timm's "classifier".

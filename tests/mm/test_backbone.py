@@ -1,9 +1,12 @@
 """attnzoo.Backbone as an MMEngine module: weights, initialisation, freezing, and channels against necks and heads."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from file_server import FileServer
+from safetensors.torch import save
 from torch import nn
 
 from attnzoo.registry import MODELS, Backbone
@@ -77,6 +80,19 @@ def test_weights_from_two_places_or_none(tmp_path: Path) -> None:
         Backbone("biformer_nano", checkpoint=str(tmp_path / "absent.pth"))
 
 
+def test_weights_from_an_address(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MMEngine's own ``init_cfg`` takes them; a hash in the file's name is checked."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = Backbone("biformer_nano")
+    content = save(source.state_dict())
+    right, wrong = (f"/nano-{digits}.pth" for digits in (hashlib.sha256(content).hexdigest()[:8], "0123abcd"))
+    server.files = {right: content, wrong: content}
+    backbone = Backbone("biformer_nano", init_cfg=dict(type="Pretrained", checkpoint=server.url(right)))
+    assert all(torch.equal(value, backbone.state_dict()[name]) for name, value in source.state_dict().items())
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        Backbone("biformer_nano", checkpoint=server.url(wrong))
+
+
 def test_a_prefix_is_the_backbones_or_refused(tmp_path: Path) -> None:
     source = Backbone("biformer_nano").body.state_dict()
     for prefix in ("backbone", "encoder"):
@@ -92,7 +108,15 @@ def test_a_prefix_is_the_backbones_or_refused(tmp_path: Path) -> None:
         build("encoder.")
 
 
-@pytest.mark.parametrize("init_cfg", [dict(checkpoint="a.pth"), dict(type="Pretrained"), [dict(layer="Conv2d")]])
+@pytest.mark.parametrize(
+    "init_cfg",
+    [
+        dict(checkpoint="a.pth"),
+        dict(type="Pretrained"),
+        dict(type="Pretrained", checkpoint=None),
+        [dict(layer="Conv2d")],
+    ],
+)
 def test_an_incomplete_init_cfg(init_cfg: object) -> None:
     with pytest.raises(ValueError, match=r"lacks its type or its checkpoint, as in dict\(type='Pretrained'"):
         Backbone("biformer_nano", init_cfg=init_cfg)

@@ -250,6 +250,15 @@ def test_a_hash_not_published_is_recorded_at_first_use_and_held_to(server, make_
     assert (tmp_path / f"{FILE}.bad").read_bytes() == OTHER
 
 
+@pytest.mark.parametrize("record", [[], {"sha256": 3, "size": "many"}, {"sha256": None, "keys_sha256": None}])
+def test_a_record_of_other_types_is_none(server, make_entry, content, sha256, tmp_path, record):
+    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / f"{FILE}.json").write_text(json.dumps(record))
+    assert fetch(make_entry(server.url("/net.pth")), tmp_path).read_bytes() == content
+    assert json.loads((tmp_path / f"{FILE}.json").read_text())["sha256"] == sha256
+    assert server.requests == []
+
+
 def test_only_size_and_time_are_looked_at_while_they_stay(entry, tmp_path, monkeypatch):
     fetch(entry, tmp_path)
     from attnzoo.weights import cache

@@ -90,3 +90,15 @@ def test_nothing_is_left_where_the_disk_fails(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"after")
     assert [file.name for file in tmp_path.iterdir()] == ["a"] and path.read_bytes() == b"before"
+
+
+def test_interrupted_it_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(tmp_path / "a", b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"

@@ -81,3 +81,12 @@ def test_timm_loads_a_zoo_model_through_the_cache(tmp_path):
     torch.save({"model": state}, cache.cache_path(manifest.find("dinat_mini.shi_in1k"), tmp_path))
     model = timm.create_model("dinat_mini.shi_in1k", pretrained=True, cache_dir=tmp_path)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+
+
+def test_nan_in_a_file_that_takes_the_place_of_the_published_one_is_refused(tmp_path):
+    state = timm.create_model("dinat_nano").state_dict()
+    state["head.bias"][0] = torch.nan
+    save_file(state, tmp_path / "own.safetensors")
+    overlay = dict(file=str(tmp_path / "own.safetensors"))
+    with pytest.raises(CheckpointError, match=r"own\.safetensors: has NaN or infinity in head\.bias"):
+        timm.create_model("dinat_nano", pretrained=True, pretrained_cfg_overlay=overlay)

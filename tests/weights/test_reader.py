@@ -71,6 +71,16 @@ def test_a_flipped_bit_is_found_by_the_check_sums(tmp_path):
     refused(path, "is damaged (flipped/data/0 differs from its check sum; ")
 
 
+def test_a_tensor_that_is_marked_as_a_folder_is_refused(tmp_path):
+    path = tmp_path / "folder.pth"
+    torch.save(STATE, path)
+    whole = bytearray(path.read_bytes())
+    # The attributes in the directory's record, which ends with the name.
+    whole[whole.rindex(b"folder/data/0") - 8] ^= 0x10
+    path.write_bytes(whole)
+    refused(path, "is damaged (folder/data/0 is marked as a folder)")
+
+
 def test_a_file_without_check_sums_is_read(tmp_path):
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
@@ -123,6 +133,12 @@ def test_missing_file_folder_and_empty_file(tmp_path):
     refused(tmp_path, "folder")
     (tmp_path / "empty.pth").touch()
     refused(tmp_path / "empty.pth", "empty")
+
+
+def test_a_link_to_nothing_says_where_it_leads(tmp_path):
+    (tmp_path / "weights.pth").symlink_to(tmp_path / "moved.pth")
+    message = refused(tmp_path / "weights.pth", f"no such file: it is a link to {tmp_path / 'moved.pth'}")
+    assert "did you mean" not in message
 
 
 def _npz() -> bytes:

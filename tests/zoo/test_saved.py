@@ -7,7 +7,8 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from attnzoo.weights import CheckpointError, save_safetensors
+import attnzoo
+from attnzoo.weights import CheckpointError, load_checkpoint, save_safetensors
 
 POOLS = [
     ("biformer_nano", "avg"),
@@ -53,6 +54,23 @@ def test_a_file_of_the_zoos_names_at_another_size(name: str, tmp_path: Path) -> 
     # Agents' biases have a grid of their own: two interpolations there, one here.
     tolerance = 2e-2 if name.startswith("agent") else 1e-4
     assert (found - expected).norm() / expected.norm() < tolerance
+
+
+@pytest.mark.parametrize("name", ["agent_pvt_tiny", "flowformer"])
+def test_a_dense_backbone_of_the_zoos_names_at_another_size(name: str, tmp_path: Path) -> None:
+    """Alone and inside a segmenter, whose training at one size goes on at another."""
+    torch.manual_seed(0)
+    small, large, again = (attnzoo.Backbone(name, img_size=size, out_norm=True).eval() for size in (160, 192, 192))
+    torch.nn.init.constant_(small.norms[0].bias, 0.5)
+    save_safetensors(small.state_dict(), tmp_path / "model.safetensors")
+    load_checkpoint(large, tmp_path / "model.safetensors")
+    inside = torch.nn.ModuleDict({"backbone": again})
+    inside.load_state_dict({f"backbone.{key}": value for key, value in small.state_dict().items()})
+    image = torch.randn(1, 3, 192, 192)
+    with torch.no_grad():
+        for expected, found, other in zip(small(image), large(image), again(image), strict=True):
+            assert (found - expected).norm() / expected.norm() < 2e-2
+            torch.testing.assert_close(other, found, rtol=0, atol=0)
 
 
 def test_a_published_file_with_a_number_that_is_none(tmp_path: Path) -> None:

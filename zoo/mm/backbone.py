@@ -1,12 +1,14 @@
 """Any hierarchical attnzoo or timm model as a backbone in an MMDetection, MMSegmentation or MMPretrain config."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import initialize
 from torch import Tensor
 
+from ...weights.mmengine import fetch_address
 from ..dense import Backbone as DenseBackbone
 from ..dense import checkpoint_filter_fn as checkpoint_filter_fn  # conversion looks for it beside the model's class
 
@@ -20,7 +22,8 @@ class Backbone(DenseBackbone, BaseModule):
         name: an attnzoo or timm model with stages.
         out_indices: the stages whose maps come out.
         pretrained: load the model's published classification weights.
-        checkpoint: a file with weights, of the classifier or of a published dense model (without its heads).
+        checkpoint: a file with weights, or its address, of the classifier or of a published dense model (without its
+            heads).
         init_cfg: MMEngine's initialisation. ``dict(type="Pretrained", checkpoint=FILE)`` is ``checkpoint=FILE``,
             with the prefix ``backbone.`` or without; None keeps the model's own initialisation.
         **kwargs: as for :class:`attnzoo.Backbone`: ``out_norm``, ``frozen_stages``, ``norm_eval`` and the model's own.
@@ -46,7 +49,7 @@ class Backbone(DenseBackbone, BaseModule):
         if len(files) + bool(pretrained) > 1:
             named = ", ".join(["pretrained=True"] * bool(pretrained) + [repr(file) for file in files])
             raise ValueError(f"{name} can take its weights from one place; got {named}")
-        super().__init__(name, out_indices, pretrained, files[0] if files else None, **kwargs)
+        super().__init__(name, out_indices, pretrained, _local(files[0]) if files else None, **kwargs)
         self.init_cfg = rest or None
         self._is_init = bool(pretrained or files)
 
@@ -72,10 +75,15 @@ def _split(init_cfg: Any) -> tuple[list[str], list[dict[str, Any]]]:
         if entry.get("type") not in (None, "Pretrained"):
             rest.append(dict(entry))
             continue
-        if "type" not in entry or "checkpoint" not in entry:
+        if entry.get("type") is None or entry.get("checkpoint") is None:
             raise ValueError(f"init_cfg={dict(entry)} lacks its type or its checkpoint, as in {_EXAMPLE}")
         # A detector's or segmenter's backbone is found without being asked for.
         if str(entry.get("prefix") or "backbone").rstrip(".") != "backbone":
             raise ValueError(f"init_cfg has prefix={entry['prefix']!r}; only 'backbone.' works, or a file of that part")
         files.append(entry["checkpoint"])
     return files, rest
+
+
+def _local(file: str | PathLike[str]) -> str | PathLike[str]:
+    is_address = isinstance(file, str) and file.startswith(("http://", "https://"))
+    return fetch_address(file) if is_address else file
