@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from .allocator import keep_freed_memory
-from .cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter
+from .cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_OK, HelpFormatter, UserError
 from .training.config import as_tree, describe_keys, find_recipe, load_recipe
 
 SHORTCUTS = {
@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(yaml.safe_dump(as_tree(recipe), sort_keys=False), end="")
         return EXIT_OK
+    if args.resume and args.overwrite:
+        raise UserError("--resume and --overwrite exclude each other")
     from .training.progress import Interrupted, NonFinite
     from .training.run import train
 

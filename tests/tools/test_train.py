@@ -79,6 +79,8 @@ def test_folder_of_another_recipe_is_refused_and_left_alone(tmp_path, capsys):
     assert train(recipe, out, "--lr", "0.5", "--resume") == 2
     assert train(recipe, out) == 2
     assert "give --resume to go on, or --overwrite" in capsys.readouterr().err
+    assert train(recipe, out, "--resume", "--overwrite") == 2
+    assert "--resume and --overwrite exclude each other" in capsys.readouterr().err
     assert (out / "metrics.csv").read_bytes() == before
     assert train(recipe, out, "--lr", "0.5", "--overwrite") == 0
     assert (out / "metrics.csv").read_bytes() != before
