@@ -11,13 +11,11 @@ from .report import markdown, read_report
 _RESULTS = Path(__file__).parents[2] / "results"
 _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
 _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
-# Ops whose form has changed since those were measured.
-_CHANGED_NAMES = ("ops-changed", "ops-changed-2-threads")
 # The same commands on a processor of another maker.
 _AMD_NAMES = ("ops-amd", "layers-amd", "blocks-amd", "natten-amd")
 _LAYERS_NAMES = ("layers", "layers-2-threads")
 _MODELS_NAMES = ("models", "models-backward")
-_NAMES = (*_OPS_NAMES, *_CHANGED_NAMES, *_LAYERS_NAMES, *_NATTEN_NAMES, *_AMD_NAMES, *_MODELS_NAMES)
+_NAMES = (*_OPS_NAMES, *_LAYERS_NAMES, *_NATTEN_NAMES, *_AMD_NAMES, *_MODELS_NAMES)
 # What a CPU has pictures of instead, or no use for.
 _GPU_NAMES = (*_NAMES, "neighborhood-compiled", "blocks", "resolution")
 
@@ -71,11 +69,10 @@ measured on an AMD processor, on one thread alone: its two CPUs seem to share a 
 the run, too, where it makes blocks of 32 MB and more: dynamic convolution's published form took 23 ms in one run and 54
 in another at 14×14, on the same machine.
 
-Sections without a processor in their title are Intel's. All but those of ops that changed since are older than five
-changes: large-kernel attention went by phases then, not by oneDNN's dilated kernels, dilated neighborhood attention
-copied its groups from memory, that of 14×14 maps went by tiles, grouped-query attention copied its keys and values, and
-`gather` held its two copies of windows at once. Those of ops that changed since are from a machine whose copies and
-products were a third slower, as their ceilings say.
+Sections without a processor in their title are Intel's, and older than five changes: large-kernel attention went by
+phases then, not by oneDNN's dilated kernels, dilated neighborhood attention copied its groups from memory, that of
+14×14 maps went by tiles, grouped-query attention copied its keys and values, and `gather` held its two copies of
+windows at once.
 
 In the tables of layers `published` has no library's kernels: neighborhood attention's copies all windows, ContMix's
 unfolds them. In those of blocks a layer stands between norms and residuals, an MLP behind it, and ContMix in its own
@@ -152,8 +149,6 @@ def _section(path: Path) -> str:
     title = {"ops": "Ops", "layers": "Layers", "models": "Models, 224 × 224 pixels"}[report["subject"]]
     if setting.get("block"):
         title = "Blocks"
-    if name in _CHANGED_NAMES:
-        title = "Ops that changed since"
     if name == "resolution":
         title = "Models by image size"
     if name.startswith("natten"):
