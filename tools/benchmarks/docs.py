@@ -13,9 +13,7 @@ _NATTEN_NAMES = ("natten", "natten-2-threads", "natten-serial")
 _OPS_NAMES = ("ops", "ops-2-threads", "ops-compiled", "ops-backward")
 # The same commands on a processor of another maker.
 _AMD_NAMES = ("ops-amd", "layers-amd", "blocks-amd", "natten-amd")
-_LAYERS_NAMES = ("layers", "layers-2-threads")
-_MODELS_NAMES = ("models", "models-backward")
-_NAMES = (*_OPS_NAMES, *_LAYERS_NAMES, *_NATTEN_NAMES, *_AMD_NAMES, *_MODELS_NAMES)
+_NAMES = (*_OPS_NAMES, "layers", "layers-2-threads", *_NATTEN_NAMES, *_AMD_NAMES, "models", "models-backward")
 # What a CPU has pictures of instead, or no use for.
 _GPU_NAMES = (*_NAMES, "neighborhood-compiled", "blocks", "resolution")
 
